@@ -1,0 +1,3 @@
+//! kombi: containers in micro-VMs from the command line.
+
+fn main() {}

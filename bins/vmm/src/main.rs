@@ -1,0 +1,3 @@
+//! the monitor: one process per machine.
+
+fn main() {}

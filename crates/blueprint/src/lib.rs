@@ -1,0 +1,1 @@
+//! what was asked of a machine, and what was checked.

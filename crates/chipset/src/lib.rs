@@ -1,0 +1,1 @@
+//! serial port, i8042 reset, ACPI sleep registers.

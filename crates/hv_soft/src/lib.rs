@@ -1,0 +1,1 @@
+//! the software engine: MMU, local APIC, code cache, dispatch.

@@ -1,0 +1,1 @@
+//! boot, vCPU threads and event loop of one machine.

@@ -1,0 +1,1 @@
+//! one container in one vmm process.

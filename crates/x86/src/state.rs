@@ -1,0 +1,146 @@
+//! The state of one virtual CPU, neutral between engines: what the software
+//! engine writes KVM can load, and the reverse. Saved-state formats have types
+//! of their own and convert from these.
+
+use serde::{Deserialize, Serialize};
+
+/// A segment register with its hidden part.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Segment {
+    /// Visible selector.
+    pub selector: u16,
+    /// Linear base address.
+    pub base: u64,
+    /// Limit in bytes, granularity already applied.
+    pub limit: u32,
+    /// Access rights as in descriptor bits 40..=55: type, S, DPL, P, then
+    /// AVL, L, D/B, G at bits 12..=15 (the limit's bits 48..=51 are zero).
+    pub rights: u16,
+}
+
+/// GDTR or IDTR.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DescriptorTable {
+    /// Linear base address.
+    pub base: u64,
+    /// Limit in bytes.
+    pub limit: u16,
+}
+
+/// The local APIC as its register page: 4 KiB of 32-bit registers at the
+/// offsets of SDM vol. 3, table 11-1, only the defined ones kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalApic {
+    /// IA32_APIC_BASE.
+    pub base: u64,
+    /// (offset, value) pairs in ascending order of offset.
+    pub registers: Vec<(u16, u32)>,
+    /// IA32_TSC_DEADLINE in guest TSC ticks; zero is disarmed.
+    pub tsc_deadline: u64,
+}
+
+/// An event that was being delivered, or waits, when the state was taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingEvents {
+    /// STI or MOV SS shadow: no interrupt before the next instruction ends.
+    pub interrupt_shadow: bool,
+    /// A non-maskable interrupt waits.
+    pub nmi_pending: bool,
+    /// The CPU sits in HLT.
+    pub halted: bool,
+}
+
+/// Everything that makes one virtual CPU.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VcpuState {
+    /// RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 to R15.
+    pub gpr: [u64; 16],
+    /// Address of the next instruction.
+    pub rip: u64,
+    /// RFLAGS, bit 1 set.
+    pub rflags: u64,
+    /// ES, CS, SS, DS, FS, GS.
+    pub segments: [Segment; 6],
+    /// Task register.
+    pub tr: Segment,
+    /// Local descriptor table register.
+    pub ldtr: Segment,
+    /// GDTR.
+    pub gdt: DescriptorTable,
+    /// IDTR.
+    pub idt: DescriptorTable,
+    /// CR0.
+    pub cr0: u64,
+    /// CR2.
+    pub cr2: u64,
+    /// CR3.
+    pub cr3: u64,
+    /// CR4.
+    pub cr4: u64,
+    /// CR8, the task priority.
+    pub cr8: u64,
+    /// XCR0; 1 where XSAVE is not exposed.
+    pub xcr0: u64,
+    /// IA32_EFER.
+    pub efer: u64,
+    /// DR0 to DR3, DR6, DR7.
+    pub debug: [u64; 6],
+    /// The 512 bytes of FXSAVE64 (SDM vol. 1, table 10-2).
+    pub fxsave: Vec<u8>,
+    /// Model-specific registers, (index, value), ascending; EFER, the APIC base
+    /// and the TSC deadline are not repeated here.
+    pub msrs: Vec<(u32, u64)>,
+    /// The local APIC.
+    pub apic: LocalApic,
+    /// Events in flight.
+    pub events: PendingEvents,
+}
+
+impl VcpuState {
+    /// Index of ES in [`VcpuState::segments`].
+    pub const ES: usize = 0;
+    /// Index of CS.
+    pub const CS: usize = 1;
+    /// Index of SS.
+    pub const SS: usize = 2;
+    /// Index of DS.
+    pub const DS: usize = 3;
+    /// Index of FS.
+    pub const FS: usize = 4;
+    /// Index of GS.
+    pub const GS: usize = 5;
+
+    /// The state after RESET (SDM vol. 3, table 10-1), which machine boot code
+    /// then changes into what the boot protocol wants.
+    #[must_use]
+    pub fn after_reset() -> Self {
+        let data = Segment { selector: 0, base: 0, limit: 0xffff, rights: 0x0093 };
+        let code = Segment { selector: 0xf000, base: 0xffff_0000, limit: 0xffff, rights: 0x009b };
+        let mut fxsave = vec![0; 512];
+        // FCW and MXCSR (SDM vol. 1, §8.1.5 and §10.2.3)
+        fxsave[0..2].copy_from_slice(&0x037f_u16.to_le_bytes());
+        fxsave[24..28].copy_from_slice(&0x1f80_u32.to_le_bytes());
+        Self {
+            gpr: [0; 16],
+            rip: 0xfff0,
+            rflags: 2,
+            segments: [data, code, data, data, data, data],
+            tr: Segment { rights: 0x008b, limit: 0xffff, ..Segment::default() },
+            ldtr: Segment { rights: 0x0082, limit: 0xffff, ..Segment::default() },
+            gdt: DescriptorTable { base: 0, limit: 0xffff },
+            idt: DescriptorTable { base: 0, limit: 0xffff },
+            cr0: 0x6000_0010,
+            cr2: 0,
+            cr3: 0,
+            cr4: 0,
+            cr8: 0,
+            xcr0: 1,
+            efer: 0,
+            debug: [0, 0, 0, 0, 0xffff_0ff0, 0x400],
+            fxsave,
+            msrs: Vec::new(),
+            apic: LocalApic { base: 0xfee0_0900, registers: Vec::new(), tsc_deadline: 0 },
+            events: PendingEvents::default(),
+        }
+    }
+}

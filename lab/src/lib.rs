@@ -1,0 +1,1 @@
+//! Boots guests and compares the engine with the real CPU.

@@ -1,0 +1,148 @@
+//! The vCPU context: the memory that translated code addresses through the
+//! host's GS, and so the ABI between translated code and the engine.
+//!
+//! Register convention inside translated code:
+//!
+//! | host | holds |
+//! |---|---|
+//! | all GPRs but r14, r15 | the guest's, RSP included |
+//! | r14 ([`S1`]), r15 ([`S2`]) | scratch; the guest's live in [`Context::gpr`] |
+//! | RFLAGS status bits and DF | the guest's; IF and the rest live in the context |
+//! | XMM0–15, MXCSR, x87/MMX | the guest's |
+//! | GS base | this structure; FS is the host's TLS and never touched |
+//!
+//! The engine allocates a zeroed [`Context`], page-aligned, and keeps it put.
+
+/// First scratch register: addresses, and the target of indirect jumps.
+pub const S1: u8 = 14;
+/// Second scratch register: table indexes, and the exit's number on leaving.
+pub const S2: u8 = 15;
+
+/// Entries of one TLB; a power of two.
+pub const TLB_ENTRIES: usize = 4096;
+/// Entries of one jump cache; a power of two.
+pub const JUMP_CACHE_ENTRIES: usize = 1 << 18;
+
+/// Which of the two TLBs and jump caches a block uses: the index into
+/// [`Context::tlb`] and [`Context::jumps`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Mode {
+    /// CPL 0 to 2.
+    Kernel = 0,
+    /// CPL 3.
+    User = 1,
+}
+
+/// Translations of guest linear pages to host addresses. Entry `i` serves pages
+/// whose number is `i` modulo [`TLB_ENTRIES`].
+///
+/// An empty tag is a page address that belongs to another index, so that no
+/// access can match it.
+#[repr(C)]
+pub struct Tlb {
+    /// Linear page address that may be read.
+    pub read_tag: [u64; TLB_ENTRIES],
+    /// Linear page address that may be written: dirty bit set, no code in it.
+    pub write_tag: [u64; TLB_ENTRIES],
+    /// Host address of the page.
+    pub host: [u64; TLB_ENTRIES],
+    /// Host address of the page less its linear address.
+    pub addend: [u64; TLB_ENTRIES],
+    /// The stack's page, checked once per block: as `write_tag`.
+    pub stack_tag: u64,
+    /// As `host`.
+    pub stack_host: u64,
+    /// As `addend`.
+    pub stack_addend: u64,
+    /// Keeps the size a multiple of 64 bytes.
+    pub reserved: u64,
+}
+
+/// Where indirect and page-crossing jumps look for the host address of a
+/// target's block. Entry `va & (JUMP_CACHE_ENTRIES - 1)`; an empty entry holds
+/// the address of the `jump_miss` stub. A block's indirect entry checks that it
+/// is the one that was meant.
+#[repr(C)]
+pub struct JumpCache {
+    /// Host addresses of indirect entries.
+    pub code: [u64; JUMP_CACHE_ENTRIES],
+}
+
+/// One page of its own.
+#[repr(C, align(4096))]
+pub struct Page(pub [u8; 4096]);
+
+/// The context. Offsets below 128 fields never move at run time; translated code
+/// has them as immediates.
+#[repr(C, align(4096))]
+pub struct Context {
+    /// The guest's GPRs while outside translated code; inside, only r14 and r15.
+    pub gpr: [u64; 16],
+    /// The two scratch registers at the last exit, or for the next entry.
+    pub scratch: [u64; 2],
+    /// Guest RIP while outside translated code.
+    pub rip: u64,
+    /// Host RFLAGS with the guest's status bits and DF.
+    pub rflags: u64,
+    /// Host stack pointer while inside.
+    pub host_rsp: u64,
+    /// Host address at which to enter.
+    pub resume: u64,
+    /// Mask for `pext`: TLB index bits of an address.
+    pub tlb_mask: u64,
+    /// Mask for `pext`: all bits above the page offset.
+    pub page_mask: u64,
+    /// Mask for `pext`: jump cache index bits.
+    pub jump_mask: u64,
+    /// Temporaries of single instructions.
+    pub temp: [u64; 4],
+    /// Saved RCX around flag-free checks.
+    pub saved_rcx: u64,
+    /// Addend of the open access group.
+    pub group_addend: u64,
+    /// `stack_refill`: where to go on success.
+    pub refill_retry: u64,
+    /// `stack_refill`: where to go on failure.
+    pub refill_fail: u64,
+    /// `stack_refill`: the address meant.
+    pub refill_va: u64,
+    /// DF as 0 or 1, for in-line string instructions (mirrors the host flag).
+    pub direction: u64,
+    /// FS base.
+    pub fs_base: u64,
+    /// GS base.
+    pub gs_base: u64,
+    /// IA32_KERNEL_GS_BASE.
+    pub kernel_gs_base: u64,
+    /// IF as 0 or 1.
+    pub interrupts_enabled: u64,
+    /// Not zero when the engine wants control at the next chance.
+    pub pending: u64,
+    /// RFLAGS bits that live in no host flag: TF, IOPL, NT, RF, AC, ID.
+    pub rflags_high: u64,
+    /// Host address that a [`crate::Kind::Bounce`] block uses as its operand.
+    pub bounce_at: u64,
+    /// Host address of the instruction that raised a host fault.
+    pub fault_pc: u64,
+    /// Host signal number of that fault.
+    pub fault_signal: u64,
+    /// Host trap number (x86 vector) of that fault.
+    pub fault_trap: u64,
+    /// Guest instructions executed, where counting is on: kernel, user.
+    pub instructions: [u64; 2],
+    /// Host MXCSR while inside; the guest's while outside.
+    pub mxcsr: [u32; 2],
+    /// XMM registers while outside.
+    pub xmm: [[u64; 2]; 16],
+    /// TLBs by [`Mode`].
+    pub tlb: [Tlb; 2],
+    /// Jump caches by [`Mode`].
+    pub jumps: [JumpCache; 2],
+    /// Where accesses that the hot path cannot do are done: 64 spare bytes on
+    /// each side of an operand of at most 64 bytes.
+    pub bounce: Page,
+    /// Read at every block head. The engine takes away its access rights to get
+    /// control.
+    pub poll: Page,
+}

@@ -16,7 +16,7 @@
 
 use std::sync::Arc;
 
-pub use ram::{Gpa, GuestMemory};
+pub use ram::{Gpa, GuestRam};
 pub use x86::VcpuState;
 
 /// Why an engine could not do what it was asked.
@@ -87,7 +87,7 @@ pub trait Hypervisor {
     ///
     /// # Errors
     /// [`Error::TooManyVcpus`], [`Error::HostLacks`] or [`Error::Host`].
-    fn create(&self, memory: Arc<GuestMemory>, vcpus: u8) -> Result<Self::Partition, Error>;
+    fn create(&self, memory: GuestRam, vcpus: u8) -> Result<Self::Partition, Error>;
 }
 
 /// One machine's CPUs and interrupt controllers.

@@ -1,1 +1,21 @@
-//! what was asked of a machine, and what was checked.
+//! What was asked of a machine ([`Draft`]) and what was checked ([`Blueprint`]).
+//!
+//! Invariant: a [`Blueprint`] can only come out of [`Draft::check`], so every
+//! limit in [`limits`] holds for it. Nothing here touches the host: whether a
+//! path exists is found out by whoever opens it (`machine`).
+#![forbid(unsafe_code)]
+
+mod checked;
+mod draft;
+mod error;
+pub mod limits;
+
+pub use checked::{Blueprint, Drive, Vsock};
+pub use draft::{
+    BootSourceDraft, Draft, DriveDraft, Engine, EntropyDraft, MachineConfigDraft, SerialDraft,
+    VsockDraft,
+};
+pub use error::DraftError;
+
+#[cfg(test)]
+mod tests;

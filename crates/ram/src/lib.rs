@@ -16,6 +16,7 @@
 mod epochs;
 mod layout;
 mod map;
+pub mod volatile;
 
 pub use epochs::{Cursor, EpochSlice, PageEpochs, RegionEpochs};
 pub use layout::{ByteSize, HIGH_START, LOW_END, PAGE_SIZE, Region};

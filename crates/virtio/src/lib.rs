@@ -1,1 +1,83 @@
-//! virtio devices and their MMIO transport.
+//! virtio 1.2 devices and their MMIO transport.
+//!
+//! ```text
+//! vCPU thread ──MMIO──▶ MmioTransport ──notify──▶ VirtioDevice (behind a mutex)
+//! event loop  ──fd ready──────────────▶ EventSource (the same device)
+//!                                         │
+//!                 virtqueues in guest memory, then Interrupt ──▶ IrqLine
+//! ```
+//!
+//! Invariant: whatever the guest writes into registers, rings and buffers, a
+//! device answers, fails the request, or asks to be reset; nothing here panics
+//! or touches memory outside of the guest's.
+//!
+//! Left to others: addresses, interrupt numbers, the event loop (`machine`).
+#![forbid(unsafe_code)]
+
+pub mod block;
+mod chain;
+mod device;
+mod interrupt;
+mod queue;
+pub mod rng;
+pub mod transport;
+pub mod vsock;
+
+pub use chain::{Buffers, Chain};
+pub use device::{Activation, DeviceType, EventSource, VirtioDevice, feature};
+pub use interrupt::Interrupt;
+pub use queue::{QueueError, VirtQueue};
+
+/// Why a device could not be made or could not start to work.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A disk's file could not be opened or examined.
+    #[error("failed to open disk {path:?}")]
+    OpenDisk {
+        /// Path on the host.
+        path: std::path::PathBuf,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+    /// A disk's file is something that cannot be one.
+    #[error("disk {path:?} is neither a file nor a block device")]
+    NotADisk {
+        /// Path on the host.
+        path: std::path::PathBuf,
+    },
+    /// A live process already serves the vsock path.
+    #[error("vsock path {path:?} is in use by another process")]
+    VsockInUse {
+        /// Path on the host.
+        path: std::path::PathBuf,
+    },
+    /// Something that is not a socket is in the way.
+    #[error("vsock path {path:?} exists and is not a socket")]
+    VsockBlocked {
+        /// Path on the host.
+        path: std::path::PathBuf,
+    },
+    /// The vsock path cannot be listened on.
+    #[error("failed to listen on vsock path {path:?}")]
+    VsockListen {
+        /// Path on the host.
+        path: std::path::PathBuf,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+    /// A context identifier that the specification reserves.
+    #[error("vsock context identifier {cid} is reserved: use 3 to 4294967294")]
+    ReservedCid {
+        /// The identifier asked for.
+        cid: u64,
+    },
+    /// The host lacks epoll, timerfd or descriptors.
+    #[error("failed to {doing} for a virtio device")]
+    Host {
+        /// What was being done.
+        doing: &'static str,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+}

@@ -1,0 +1,148 @@
+//! One request of the driver: the buffers to read and the buffers to fill.
+//!
+//! Invariant: every piece lies in guest memory; what the driver may change while
+//! a device looks is only the contents, never where they are.
+
+use std::collections::VecDeque;
+
+use ram::GuestMemory;
+use ram::volatile::Slice;
+use virtio_queue::DescriptorChain;
+use vm_memory::{Bytes, GuestMemoryBackend};
+
+use crate::QueueError;
+
+/// A descriptor chain that was checked from end to end.
+#[derive(Debug)]
+pub struct Chain<'m> {
+    /// Its first descriptor: its name when it is given back.
+    pub head: u16,
+    /// What the driver wrote for the device.
+    pub readable: Buffers<'m>,
+    /// What the device is to fill.
+    pub writable: Buffers<'m>,
+}
+
+impl<'m> Chain<'m> {
+    /// Walks `descriptors`.
+    ///
+    /// virtio 1.2 §2.7.4.2, §2.7.5: no loops, writable descriptors last, less than
+    /// 2^32 bytes, one level of indirection.
+    pub(crate) fn new(
+        descriptors: DescriptorChain<&'m GuestMemory>,
+        memory: &'m GuestMemory,
+    ) -> Result<Self, QueueError> {
+        let head = descriptors.head_index();
+        let broken = |why| QueueError::Chain { head, why };
+        let mut readable = Buffers::default();
+        let mut writable = Buffers::default();
+        let mut complete = false;
+        for descriptor in descriptors {
+            // The iterator ends without a word on loops, on indices out of range
+            // and on bad indirect tables: only a last descriptor is a proper end.
+            complete = !descriptor.has_next();
+            let side = if descriptor.is_write_only() {
+                &mut writable
+            } else if writable.is_empty() {
+                &mut readable
+            } else {
+                return Err(broken("a readable buffer follows a writable one"));
+            };
+            if descriptor.len() == 0 {
+                continue;
+            }
+            for piece in memory.get_slices(descriptor.addr(), descriptor.len() as usize) {
+                side.push(piece.map_err(|_| broken("a buffer lies outside of memory"))?);
+            }
+        }
+        if !complete {
+            return Err(broken("its descriptors do not come to an end"));
+        }
+        Ok(Self {
+            head,
+            readable,
+            writable,
+        })
+    }
+}
+
+/// A sequence of bytes in guest memory, consumed from its front.
+#[derive(Debug, Default)]
+pub struct Buffers<'m> {
+    pieces: VecDeque<Slice<'m>>,
+    len: usize,
+}
+
+impl<'m> Buffers<'m> {
+    fn push(&mut self, piece: Slice<'m>) {
+        self.len += piece.len();
+        self.pieces.push_back(piece);
+    }
+
+    /// Bytes left.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing is left.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The bytes left, piece by piece, for [`ram::volatile`].
+    pub fn pieces(&mut self) -> &[Slice<'m>] {
+        self.pieces.make_contiguous()
+    }
+
+    /// Consumes the first `n` bytes, or all when there are fewer; returns them.
+    pub fn take(&mut self, n: usize) -> Buffers<'m> {
+        let mut front = Buffers::default();
+        while front.len < n {
+            let Some(piece) = self.pieces.pop_front() else {
+                break;
+            };
+            let wanted = n - front.len;
+            self.len -= piece.len();
+            if piece.len() <= wanted {
+                front.push(piece);
+                continue;
+            }
+            // Both halves exist: 0 < wanted < piece.len().
+            if let (Ok(head), Ok(tail)) = (piece.subslice(0, wanted), piece.offset(wanted)) {
+                front.push(head);
+                self.len += tail.len();
+                self.pieces.push_front(tail);
+            }
+        }
+        front
+    }
+
+    /// Consumes `N` bytes and copies them out; none when there are fewer.
+    pub fn read_array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let mut bytes = [0; N];
+        (self.read(&mut bytes) == N).then_some(bytes)
+    }
+
+    /// Consumes bytes into `to`, as many as there are and fit; returns how many.
+    pub fn read(&mut self, to: &mut [u8]) -> usize {
+        let mut done = 0;
+        for piece in self.take(to.len()).pieces {
+            if let Some(rest) = to.get_mut(done..) {
+                done += piece.read(rest, 0).unwrap_or(0);
+            }
+        }
+        done
+    }
+
+    /// Consumes bytes by writing `from` into them, as much as fits; returns how
+    /// many.
+    pub fn write(&mut self, from: &[u8]) -> usize {
+        let mut done = 0;
+        for piece in self.take(from.len()).pieces {
+            if let Some(rest) = from.get(done..) {
+                done += piece.write(rest, 0).unwrap_or(0);
+            }
+        }
+        done
+    }
+}

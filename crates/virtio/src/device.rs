@@ -1,0 +1,91 @@
+//! What a virtio device is to its transport and to the event loop.
+
+use std::os::fd::BorrowedFd;
+
+use ram::GuestMemory;
+
+use crate::{Error, Interrupt, QueueError, VirtQueue};
+
+/// Device-independent feature bits (virtio 1.2 §6).
+pub mod feature {
+    /// VIRTIO_F_INDIRECT_DESC: descriptors may point at tables of descriptors.
+    pub const INDIRECT_DESC: u64 = 1 << 28;
+    /// VIRTIO_F_EVENT_IDX: both sides say when they next want to be notified.
+    pub const EVENT_IDX: u64 = 1 << 29;
+    /// VIRTIO_F_VERSION_1: not a legacy device.
+    pub const VERSION_1: u64 = 1 << 32;
+}
+
+/// Device identifiers (virtio 1.2 §5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum DeviceType {
+    /// A disk.
+    Block = 2,
+    /// A source of random bytes.
+    Rng = 4,
+    /// Sockets between host and guest.
+    Vsock = 19,
+}
+
+/// What a device works with once its driver is ready.
+#[derive(Debug)]
+pub struct Activation {
+    /// The machine's memory.
+    pub memory: GuestMemory,
+    /// One per entry of [`VirtioDevice::queue_sizes`], checked to lie in memory.
+    pub queues: Vec<VirtQueue>,
+    /// The device's interrupt.
+    pub interrupt: Interrupt,
+    /// Feature bits that both sides agreed on.
+    pub features: u64,
+}
+
+/// A virtio device behind any transport. The transport holds the device's mutex
+/// during each call; calls come from vCPU threads.
+pub trait VirtioDevice: Send {
+    /// Which device it is.
+    fn device_type(&self) -> DeviceType;
+
+    /// The device-specific feature bits it offers; the transport adds those of
+    /// [`feature`].
+    fn features(&self) -> u64;
+
+    /// Largest number of entries of each queue: powers of two.
+    fn queue_sizes(&self) -> &[u16];
+
+    /// Fills `data` from its configuration space; zeros beyond the end.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// Takes a store into its configuration space. Read-only by default.
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+
+    /// The driver is ready (DRIVER_OK).
+    ///
+    /// # Errors
+    /// [`Error::Host`]; the transport then asks the driver for a reset.
+    fn activate(&mut self, activation: Activation) -> Result<(), Error>;
+
+    /// The driver put buffers into `queue`. The work is done before it returns
+    /// where it can be. Ignored while not active.
+    ///
+    /// # Errors
+    /// When the ring is broken; the transport then asks the driver for a reset.
+    fn notify(&mut self, queue: u16) -> Result<(), QueueError>;
+
+    /// Forgets the driver: back to the state at power-on.
+    fn reset(&mut self);
+}
+
+/// A device that also gets work from the host, by way of one descriptor that is
+/// readable whenever there is some (an epoll descriptor, if it has many).
+///
+/// The event loop adds [`EventSource::fd`] to its poll set level-triggered, once,
+/// for as long as the device lives; it locks the device for each call.
+pub trait EventSource: Send {
+    /// The descriptor to poll for input. The same one every time.
+    fn fd(&self) -> BorrowedFd<'_>;
+
+    /// Does the work that made [`EventSource::fd`] readable. Never waits.
+    fn on_event(&mut self);
+}

@@ -1,0 +1,91 @@
+# Kombi: every chore of the house. `make` alone explains the targets.
+#
+# Works as root and as an ordinary user who may use sudo for apt-get only.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+GUEST_TARGET := x86_64-unknown-linux-gnu
+GUEST := target/guest
+RELEASE := target/release
+INIT := target/$(GUEST_TARGET)/guest/kombi-init
+say = @printf '\033[1m==> %s\033[0m\n' "$(1)"
+
+.PHONY: help
+help: ## Show this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+## --- set-up
+
+.PHONY: setup
+setup: ## Install what building and testing need (apt packages, cargo tools); only what is missing
+	@setup/packages.sh build demo test
+	@setup/cargo-tools.sh cargo-nextest cargo-deny
+
+.PHONY: setup-demo
+setup-demo:
+	@setup/packages.sh build demo
+
+## --- building
+
+.PHONY: kernel
+kernel: ## Build the guest kernel (cached by a hash of its configuration and patches)
+	$(call say,guest kernel)
+	@guest/kernel/build.sh $(GUEST)
+
+.PHONY: programs
+programs: ## Build target/release/kombi, target/release/kombi-vmm and the guest's init
+	$(call say,kombi and kombi-vmm)
+	@cargo build --release --locked -p cli -p vmm
+	$(call say,guest init)
+	@RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --profile guest --target $(GUEST_TARGET) -p guest_init
+	@mkdir -p $(GUEST)
+	@cargo xtask initramfs $(INIT) $(GUEST)/initramfs.cpio
+
+.PHONY: build
+build: setup-demo kernel programs ## Build everything that runs: programs, guest kernel, guest init
+
+.PHONY: images
+images: ## Make the demo's images on the spot: busybox, and Debian with python3
+	@demo/images.sh target/demo
+
+## --- using
+
+.PHONY: demo
+demo: build images ## Set up, build, make two images, and run commands in micro-VMs
+	@demo/demo.sh
+
+.PHONY: bench
+bench: build images ## Measure against QEMU microvm (TCG) and native, side by side
+	@setup/packages.sh bench
+	@cargo run --release --locked -q -p bench -- all
+
+## --- proving
+
+.PHONY: test
+test: setup kernel programs images lint ## Set up, build, and run every test and check
+	$(call say,tests)
+	@cargo nextest run --workspace --locked
+	@cargo test --workspace --locked --doc -q
+	@$(MAKE) deny
+
+.PHONY: lint
+lint: ## Formatting, clippy with warnings denied, the house's own rules
+	$(call say,lint)
+	@cargo fmt --all --check
+	@cargo clippy --workspace --all-targets --locked -q -- -D warnings
+	@cargo xtask tidy
+
+.PHONY: deny
+deny: ## Licences, sources and bans of dependencies; advisories when their database can be reached
+	@setup/deny.sh
+
+.PHONY: fuzz
+fuzz: ## Long runs of every fuzz and differential test (minutes; bounded parts are in make test)
+	KOMBI_FUZZ_CASES=200000 KOMBI_DIFF_CASES=200000 PROPTEST_CASES=20000 cargo nextest run --workspace --locked --no-fail-fast -E 'test(fuzz) | test(differential) | test(any_)'
+
+.PHONY: clean
+clean: ## Remove what was built here (the kernel cache in ~/.cache/kombi stays)
+	cargo clean

@@ -1,0 +1,63 @@
+//! Speed and memory, side by side in one run with what a user would pick instead:
+//! QEMU's microvm machine under TCG, and the host itself. Prints medians, the
+//! ratio of the medians, and the spread of the pairwise ratios.
+//!
+//! usage: bench [all|boot|run|cpu|memory|python]
+#![forbid(unsafe_code)]
+
+mod figures;
+mod guests;
+mod measures;
+mod rivals;
+
+use std::process::ExitCode;
+
+/// Measures, prints, and says whether the target was reached.
+type Measure = fn(&guests::Guests) -> anyhow::Result<bool>;
+
+const MEASURES: [(&str, Measure); 5] = [
+    ("boot", measures::boot),
+    ("run", measures::run),
+    ("cpu", measures::cpu),
+    ("memory", measures::memory),
+    ("python", measures::python),
+];
+
+fn main() -> ExitCode {
+    let asked = std::env::args().nth(1).unwrap_or_else(|| "all".to_owned());
+    let chosen: Vec<_> = MEASURES
+        .iter()
+        .filter(|(name, _)| asked == "all" || asked == *name)
+        .collect();
+    if chosen.is_empty() {
+        let names: Vec<_> = MEASURES.iter().map(|(name, _)| *name).collect();
+        eprintln!("usage: bench [all|{}]", names.join("|"));
+        return ExitCode::from(2);
+    }
+    let guests = match guests::Guests::prepare() {
+        Ok(guests) => guests,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let mut all_reached = true;
+    for (name, measure) in chosen {
+        match measure(&guests) {
+            Ok(reached) => all_reached &= reached,
+            Err(error) => {
+                eprintln!("bench {name}: {error:#}");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    println!(
+        "\n{}",
+        if all_reached {
+            "every target reached"
+        } else {
+            "some target was missed"
+        }
+    );
+    ExitCode::SUCCESS
+}

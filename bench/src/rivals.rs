@@ -1,0 +1,150 @@
+//! The same guest in Kombi's monitor and in QEMU's microvm machine under TCG.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::json;
+
+use crate::guests::Guests;
+
+/// Kernel parameters of both.
+const PARAMETERS: &str = "console=ttyS0 quiet reboot=k panic=-1 mitigations=off";
+const MEMORY_MIB: u32 = 256;
+
+/// `kombi-vmm` with an initramfs, serial console on standard output.
+pub(crate) fn kombi_vmm(guests: &Guests, initramfs: &Path) -> Result<Child> {
+    let config = json!({
+        "boot-source": {
+            "kernel_image_path": guests.kernel,
+            "initrd_path": initramfs,
+            "boot_args": PARAMETERS,
+        },
+        "machine-config": { "vcpu_count": 1, "mem_size_mib": MEMORY_MIB },
+    });
+    let mut child = Command::new(&guests.vmm)
+        .args(["--no-api", "--config-file", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("failed to start kombi-vmm")?;
+    let mut input = child.stdin.take().context("no standard input")?;
+    input.write_all(config.to_string().as_bytes())?;
+    Ok(child)
+}
+
+/// QEMU without devices: more are added by the caller.
+fn qemu_base(guests: &Guests, more_parameters: &str) -> Command {
+    let mut qemu = Command::new("qemu-system-x86_64");
+    qemu.args([
+        "-M",
+        "microvm,accel=tcg,memory-backend=ram",
+        "-nodefaults",
+        "-no-user-config",
+        "-no-reboot",
+    ])
+    .args([
+        "-object",
+        &format!("memory-backend-memfd,id=ram,size={MEMORY_MIB}M"),
+    ])
+    .args([
+        "-m",
+        &MEMORY_MIB.to_string(),
+        "-smp",
+        "1",
+        "-display",
+        "none",
+        "-serial",
+        "stdio",
+        "-kernel",
+    ])
+    .arg(&guests.kernel)
+    .args(["-append", &format!("{PARAMETERS} {more_parameters}")])
+    .stdin(Stdio::null())
+    .stdout(Stdio::piped())
+    .stderr(Stdio::null());
+    qemu
+}
+
+/// QEMU with an initramfs, serial console on standard output.
+pub(crate) fn qemu(guests: &Guests, initramfs: &Path) -> Result<Child> {
+    qemu_base(guests, "")
+        .arg("-initrd")
+        .arg(initramfs)
+        .spawn()
+        .context("failed to start qemu-system-x86_64")
+}
+
+/// QEMU with an EROFS root and `init` as PID 1.
+pub(crate) fn qemu_root(guests: &Guests, layer: &Path, init: &str) -> Command {
+    let mut qemu = qemu_base(
+        guests,
+        &format!("root=/dev/vda rootfstype=erofs ro init={init}"),
+    );
+    qemu.args(["-device", "virtio-blk-device,drive=root", "-drive"])
+        .arg(format!(
+            "id=root,if=none,format=raw,readonly=on,file={}",
+            layer.display()
+        ));
+    qemu
+}
+
+/// Time from now until `child`'s console shows `mark`; the child is then killed.
+pub(crate) fn time_to(mark: &str, started: Instant, mut child: Child) -> Result<Duration> {
+    let lines = console(&mut child)?;
+    let mut elapsed = None;
+    for line in lines {
+        if line?.contains(mark) {
+            elapsed = Some(started.elapsed());
+            break;
+        }
+    }
+    end(&mut child);
+    elapsed.with_context(|| format!("the machine ended without saying {mark:?}"))
+}
+
+/// The console's lines until the machine ends by itself.
+pub(crate) fn to_the_end(mut child: Child) -> Result<Vec<String>> {
+    let lines = console(&mut child)?.collect::<Result<Vec<_>, _>>();
+    end(&mut child);
+    Ok(lines?)
+}
+
+/// Wall time of a whole command that must succeed, and what it printed.
+pub(crate) fn whole_run(command: &mut Command, wanted: i32) -> Result<(Duration, String)> {
+    let started = Instant::now();
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("failed to start {command:?}"))?;
+    let elapsed = started.elapsed();
+    ensure!(
+        output.status.code() == Some(wanted),
+        "{command:?} ended with {}: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok((
+        elapsed,
+        String::from_utf8_lossy(&output.stdout).into_owned(),
+    ))
+}
+
+/// Ends and reaps a machine.
+pub(crate) fn end(child: &mut Child) {
+    // it may have ended by itself: both calls then fail harmlessly
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+fn console(child: &mut Child) -> Result<impl Iterator<Item = std::io::Result<String>> + use<>> {
+    match child.stdout.take() {
+        Some(output) => Ok(BufReader::new(output)
+            .split(b'\n')
+            .map(|line| line.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))),
+        None => bail!("no console"),
+    }
+}

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Installs the Debian packages of the named groups, only those that are missing.
+# As an ordinary user it uses sudo for apt-get and for nothing else.
+# usage: setup/packages.sh GROUP…   (build, demo, test, bench)
+set -euo pipefail
+
+declare -A packages=(
+    # the kernel's own build needs are in guest/kernel/build.sh
+    [build]="build-essential cpio xz-utils"
+    # images made on the spot
+    [demo]="busybox-static mmdebstrap umoci uidmap ca-certificates"
+    # reading back what we write, other tools' images
+    [test]="erofs-utils skopeo"
+    [bench]="qemu-system-x86 busybox-static cpio gcc libc6-dev"
+)
+
+missing=()
+for group in "$@"; do
+    for package in ${packages[$group]:?"setup/packages.sh: no group $group"}; do
+        state=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
+        [ "$state" = installed ] || missing+=("$package")
+    done
+done
+
+if ! command -v cargo >/dev/null; then
+    echo "setup: cargo is missing; install Rust with rustup (https://rustup.rs), then run make again" >&2
+    exit 1
+fi
+[ ${#missing[@]} -gt 0 ] || exit 0
+
+sudo=()
+if [ "$(id -u)" -ne 0 ]; then
+    command -v sudo >/dev/null || {
+        echo "setup: missing packages: ${missing[*]}; install them as root with apt-get" >&2
+        exit 1
+    }
+    sudo=(sudo)
+fi
+echo "setup: installing ${missing[*]}"
+"${sudo[@]}" apt-get update -qq
+"${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null

@@ -1,1 +1,28 @@
-//! boot, vCPU threads and event loop of one machine.
+//! One machine: boot, devices, vCPU threads, event loop; on any engine.
+//!
+//! ```text
+//!            ┌── boot: kernel, initrd, zero page, ACPI ──▶ guest memory
+//! Blueprint ─┼── devices: on ports, MMIO slots, interrupt lines ──▶ IoSpace
+//!            └── engine: hv::Partition, one thread per vCPU
+//! ```
+//!
+//! Invariant: nothing here knows which engine runs, and what the guest or a
+//! kernel image does can end the machine but nothing else.
+//!
+//! Left to others: what a device does (`virtio`, `chipset`), guest code (engines),
+//! exit codes and signals (`vmm`).
+#![forbid(unsafe_code)]
+
+mod boot;
+mod console;
+mod control;
+mod devices;
+mod error;
+mod event_loop;
+mod io_space;
+mod layout;
+mod machine;
+
+pub use control::{Outcome, StopHandle};
+pub use error::Error;
+pub use machine::{Ended, Machine, Running, Stdio};

@@ -1,0 +1,127 @@
+//! The devices that a blueprint asks for, placed and wired.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use blueprint::Blueprint;
+use bus::IrqLine;
+use chipset::{
+    I8042, I8042_FIRST_PORT, I8042_PORTS, PowerEvents, SERIAL_PORTS, SLEEP_PORTS, Serial,
+    SleepRegisters,
+};
+use hv::Interrupts;
+use ram::GuestRam;
+use virtio::block::{Access, Block};
+use virtio::rng::Rng;
+use virtio::transport::MmioTransport;
+use virtio::{EventSource, VirtioDevice};
+
+use crate::Error;
+use crate::console::{Console, Sink};
+use crate::control::Control;
+use crate::io_space::IoSpace;
+use crate::layout::{ACPI_PORT, SERIAL_GSI, SERIAL_PORT, VIRTIO_MMIO_LEN, VirtioSlot};
+
+/// A machine's devices.
+pub(crate) struct Devices {
+    /// What the guest reaches.
+    pub(crate) io: IoSpace,
+    /// What the event loop serves.
+    pub(crate) sources: Vec<Arc<Mutex<dyn EventSource>>>,
+    /// Takes the console's input.
+    pub(crate) serial: Arc<Mutex<Serial>>,
+    /// Gives the console's output.
+    pub(crate) console: Arc<Console>,
+    /// Where the virtio devices sit.
+    pub(crate) slots: Vec<VirtioSlot>,
+}
+
+/// Makes the devices of `blueprint`; `stdout` takes the console's output unless
+/// the blueprint names a file.
+pub(crate) fn make(
+    blueprint: &Blueprint,
+    ram: &GuestRam,
+    interrupts: &Arc<dyn Interrupts>,
+    control: &Arc<Control>,
+    stdout: OwnedFd,
+) -> Result<Devices, Error> {
+    let output = blueprint.serial_out().map_or(Ok(stdout), open_serial_out)?;
+    let console = Arc::new(Console::new(output, control.clone())?);
+    let serial_line = line(interrupts, SERIAL_GSI);
+    let serial = Serial::new(serial_line, Box::new(Sink(console.clone())));
+    let serial = Arc::new(Mutex::new(serial));
+
+    let mut devices = Devices {
+        io: IoSpace::default(),
+        sources: Vec::new(),
+        serial: serial.clone(),
+        console,
+        slots: Vec::new(),
+    };
+    let place_failed = |source| Error::Place { source };
+    let power: Arc<dyn PowerEvents> = control.clone();
+    let i8042 = Arc::new(Mutex::new(I8042::new(power.clone())));
+    let sleep = Arc::new(Mutex::new(SleepRegisters::new(power)));
+    let io = &mut devices.io;
+    io.add_pio(SERIAL_PORT, SERIAL_PORTS, serial)
+        .map_err(place_failed)?;
+    io.add_pio(I8042_FIRST_PORT, I8042_PORTS, i8042)
+        .map_err(place_failed)?;
+    io.add_pio(ACPI_PORT, SLEEP_PORTS, sleep)
+        .map_err(place_failed)?;
+
+    for drive in blueprint.drives() {
+        let access = if drive.read_only {
+            Access::ReadOnly
+        } else {
+            Access::ReadWrite
+        };
+        let block = Block::open(&drive.path, access, &drive.id).map_err(|source| Error::Drive {
+            id: drive.id.clone(),
+            source,
+        })?;
+        devices.add_virtio(Arc::new(Mutex::new(block)), ram, interrupts)?;
+    }
+    if blueprint.entropy() {
+        let rng = Arc::new(Mutex::new(Rng::new()));
+        devices.add_virtio(rng, ram, interrupts)?;
+    }
+    Ok(devices)
+}
+
+impl Devices {
+    fn add_virtio(
+        &mut self,
+        device: Arc<Mutex<dyn VirtioDevice>>,
+        ram: &GuestRam,
+        interrupts: &Arc<dyn Interrupts>,
+    ) -> Result<(), Error> {
+        // A blueprint has no more devices than slots: far less than 256.
+        let slot = VirtioSlot::nth(self.slots.len() as u8);
+        let transport = MmioTransport::new(device, ram, line(interrupts, slot.gsi));
+        self.io
+            .add_mmio(slot.base, VIRTIO_MMIO_LEN, Arc::new(Mutex::new(transport)))
+            .map_err(|source| Error::Place { source })?;
+        self.slots.push(slot);
+        Ok(())
+    }
+}
+
+fn line(interrupts: &Arc<dyn Interrupts>, gsi: u32) -> IrqLine {
+    let interrupts = interrupts.clone();
+    IrqLine::new(move |high| interrupts.set_line(gsi, high))
+}
+
+fn open_serial_out(path: &Path) -> Result<OwnedFd, Error> {
+    File::options()
+        .append(true)
+        .create(true)
+        .open(path)
+        .map(OwnedFd::from)
+        .map_err(|source| Error::SerialOut {
+            path: path.into(),
+            source,
+        })
+}

@@ -1,0 +1,196 @@
+//! Why a machine could not be built or did not run on.
+
+use std::path::PathBuf;
+
+/// Why a machine could not be built or did not run on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The host has no room for the guest's memory.
+    #[error("failed to make the guest's memory")]
+    Memory {
+        /// What went wrong.
+        source: ram::Error,
+    },
+    /// The kernel's file cannot be opened or read.
+    #[error("failed to open kernel {path:?}")]
+    OpenKernel {
+        /// Path on the host.
+        path: PathBuf,
+        /// The host's answer.
+        source: std::io::Error,
+    },
+    /// The kernel's file has no bytes.
+    #[error("kernel {path:?} is empty")]
+    KernelEmpty {
+        /// Path on the host.
+        path: PathBuf,
+    },
+    /// Neither of the formats that boot.
+    #[error("kernel {path:?} is neither an ELF file nor a bzImage")]
+    KernelFormat {
+        /// Path on the host.
+        path: PathBuf,
+    },
+    /// A header that no kernel for this machine has.
+    #[error("kernel {path:?} cannot be booted: {fault}")]
+    KernelHeader {
+        /// Path on the host.
+        path: PathBuf,
+        /// What is wrong with it.
+        fault: &'static str,
+    },
+    /// Headers that speak of bytes beyond the file's end.
+    #[error("kernel {path:?} is truncated: its headers want more than its {len} bytes")]
+    KernelTruncated {
+        /// Path on the host.
+        path: PathBuf,
+        /// Length of the file in bytes.
+        len: u64,
+    },
+    /// A kernel that does not fit into memory.
+    #[error("kernel {path:?} needs memory up to {end:#x}, the guest's ends at {memory:#x}")]
+    KernelTooLarge {
+        /// Path on the host.
+        path: PathBuf,
+        /// First guest-physical address that it does not need.
+        end: u64,
+        /// End of the guest's low memory.
+        memory: u64,
+    },
+    /// The loader refused what passed the checks.
+    #[error("failed to load kernel {path:?}")]
+    LoadKernel {
+        /// Path on the host.
+        path: PathBuf,
+        /// The loader's reason.
+        source: linux_loader::loader::Error,
+    },
+    /// The initial RAM disk's file cannot be opened.
+    #[error("failed to open initial RAM disk {path:?}")]
+    OpenInitrd {
+        /// Path on the host.
+        path: PathBuf,
+        /// The host's answer.
+        source: std::io::Error,
+    },
+    /// The initial RAM disk's file has no bytes.
+    #[error("initial RAM disk {path:?} is empty")]
+    InitrdEmpty {
+        /// Path on the host.
+        path: PathBuf,
+    },
+    /// An initial RAM disk that does not fit above the kernel.
+    #[error(
+        "initial RAM disk {path:?} has {len} bytes, memory has room for {room} beside the kernel"
+    )]
+    InitrdTooLarge {
+        /// Path on the host.
+        path: PathBuf,
+        /// Its length in bytes.
+        len: u64,
+        /// Bytes that are free for it.
+        room: u64,
+    },
+    /// The initial RAM disk could not be read.
+    #[error("failed to load initial RAM disk {path:?}")]
+    LoadInitrd {
+        /// Path on the host.
+        path: PathBuf,
+        /// What went wrong.
+        source: vm_memory::GuestMemoryError,
+    },
+    /// Zero page, tables or command line did not fit into memory.
+    #[error("failed to write boot data into the guest's memory")]
+    WriteBootData {
+        /// What went wrong.
+        source: vm_memory::GuestMemoryError,
+    },
+    /// The host gives no random numbers.
+    #[error("failed to draw the guest's random seed")]
+    RandomSeed {
+        /// The host's answer.
+        source: std::io::Error,
+    },
+    /// A block device could not be made.
+    #[error("failed to make drive {id:?}")]
+    Drive {
+        /// Its id.
+        id: String,
+        /// What went wrong.
+        source: virtio::Error,
+    },
+    /// The socket device could not be made.
+    #[error("failed to make the vsock device")]
+    Vsock {
+        /// What went wrong.
+        source: virtio::Error,
+    },
+    /// The file for the serial console cannot be opened.
+    #[error("failed to open {path:?} for the serial console")]
+    SerialOut {
+        /// Path on the host.
+        path: PathBuf,
+        /// The host's answer.
+        source: std::io::Error,
+    },
+    /// Two devices in one place: a mistake of ours.
+    #[error("failed to place a device")]
+    Place {
+        /// Where.
+        source: bus::BusError,
+    },
+    /// The engine refused or failed.
+    #[error("the engine failed")]
+    Engine {
+        /// What it says.
+        source: hv::Error,
+    },
+    /// The host lacks threads, descriptors or the like.
+    #[error("failed to {doing}")]
+    Host {
+        /// What was being done.
+        doing: &'static str,
+        /// The host's answer.
+        source: std::io::Error,
+    },
+    /// A vCPU's thread panicked: a mistake of ours.
+    #[error("the thread of vCPU {index} panicked")]
+    VcpuPanicked {
+        /// Which one.
+        index: u8,
+    },
+}
+
+impl Error {
+    /// What whoever asked for the machine could do about it.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Error::Memory { .. } => Some("ask for less memory"),
+            Error::OpenKernel { .. } => Some("give the path of a readable vmlinux or bzImage"),
+            Error::KernelEmpty { .. } | Error::KernelTruncated { .. } => {
+                Some("build or copy the kernel again")
+            }
+            Error::KernelFormat { .. } | Error::KernelHeader { .. } => {
+                Some("give an uncompressed ELF vmlinux or a bzImage for x86-64")
+            }
+            Error::KernelTooLarge { .. } => Some("give the machine more memory"),
+            Error::OpenInitrd { .. } => Some("give the path of a readable initial RAM disk"),
+            Error::InitrdEmpty { .. } => Some("build it again, or boot without one"),
+            Error::InitrdTooLarge { .. } => {
+                Some("give the machine more memory or a smaller initial RAM disk")
+            }
+            Error::Drive { .. } => Some("give the path of a readable file or block device"),
+            Error::Vsock { .. } => Some("give a path that no other machine uses"),
+            Error::SerialOut { .. } => Some("give the path of a writable file"),
+            Error::LoadKernel { .. }
+            | Error::LoadInitrd { .. }
+            | Error::WriteBootData { .. }
+            | Error::RandomSeed { .. }
+            | Error::Place { .. }
+            | Error::Engine { .. }
+            | Error::Host { .. }
+            | Error::VcpuPanicked { .. } => None,
+        }
+    }
+}

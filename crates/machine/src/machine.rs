@@ -1,0 +1,229 @@
+//! A machine from its making to its end.
+//!
+//! ```text
+//! Blueprint ──build──▶ Machine ──start──▶ Running ──wait──▶ Ended
+//!                       (no thread yet)     one thread per vCPU;
+//!                                           wait() is the event loop
+//! ```
+//!
+//! Invariant: whichever of these values is dropped, its vCPU threads are gone
+//! and its sockets unlinked afterwards.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use blueprint::Blueprint;
+use hv::{Exit, Hypervisor, Io, Partition, Vcpu, VcpuState};
+use ram::{ByteSize, GuestRam};
+
+use crate::control::{Control, Outcome, StopHandle};
+use crate::devices::Devices;
+use crate::event_loop::EventLoop;
+use crate::io_space::IoSpace;
+use crate::{Error, boot, devices};
+
+/// What the serial console is connected to.
+#[derive(Debug)]
+pub struct Stdio {
+    /// Bytes for the guest; none when `None`. Need not be non-blocking.
+    pub input: Option<OwnedFd>,
+    /// Takes the guest's output, unless the blueprint names a file.
+    pub output: OwnedFd,
+}
+
+/// A machine with everything in place that has not run yet.
+pub struct Machine<P: Partition> {
+    partition: P,
+    vcpus: u8,
+    boot_state: VcpuState,
+    devices: Devices,
+    event_loop: EventLoop,
+    control: Arc<Control>,
+    /// Engines and devices hold clones; this one outlives them all.
+    ram: GuestRam,
+}
+
+impl<P: Partition> Machine<P> {
+    /// Makes memory, devices and CPUs, and loads the kernel.
+    ///
+    /// # Errors
+    /// [`Error`] names what is missing, broken or too large.
+    pub fn build<H>(blueprint: &Blueprint, hypervisor: &H, stdio: Stdio) -> Result<Self, Error>
+    where
+        H: Hypervisor<Partition = P>,
+    {
+        let size = ByteSize::mib(blueprint.memory_mib().into());
+        let ram = GuestRam::new(size).map_err(|source| Error::Memory { source })?;
+        let partition = hypervisor
+            .create(ram.clone(), blueprint.vcpus())
+            .map_err(|source| Error::Engine { source })?;
+        let control = Arc::new(Control::new()?);
+        let interrupts = partition.interrupts();
+        let devices = devices::make(blueprint, &ram, &interrupts, &control, stdio.output)?;
+        let boot_state = boot::load(&ram, blueprint, &devices.slots)?;
+        let event_loop = EventLoop::new(&control, &devices, stdio.input)?;
+        let vcpus = blueprint.vcpus();
+        Ok(Self {
+            partition,
+            vcpus,
+            boot_state,
+            devices,
+            event_loop,
+            control,
+            ram,
+        })
+    }
+
+    /// Stops the machine from any thread, also before it started.
+    pub fn stop_handle(&self) -> StopHandle {
+        StopHandle::new(self.control.clone())
+    }
+
+    /// Starts one thread per vCPU.
+    ///
+    /// # Errors
+    /// [`Error::Engine`] or [`Error::Host`]; nothing runs then.
+    pub fn start(mut self) -> Result<Running, Error> {
+        let mut vcpus = Vec::new();
+        for index in 0..self.vcpus {
+            let engine_failed = |source| Error::Engine { source };
+            let mut vcpu = self.partition.vcpu(index).map_err(engine_failed)?;
+            // The others wait for the first to start them.
+            if index == 0 {
+                vcpu.set_state(&self.boot_state).map_err(engine_failed)?;
+            }
+            self.control.add(vcpu.kicker());
+            vcpus.push(vcpu);
+        }
+        let io = Arc::new(self.devices.io);
+        let mut running = Running {
+            threads: Vec::new(),
+            event_loop: self.event_loop,
+            control: self.control,
+            _ram: self.ram,
+        };
+        for (index, vcpu) in (0..).zip(vcpus) {
+            let (io, control) = (io.clone(), running.control.clone());
+            // A failure drops `running`, which ends the threads made so far.
+            let thread = std::thread::Builder::new()
+                .name(format!("vcpu{index}"))
+                .spawn(move || run_vcpu(index, vcpu, &io, &control))
+                .map_err(|source| Error::Host {
+                    doing: "start a vCPU thread",
+                    source,
+                })?;
+            running.threads.push(thread);
+        }
+        Ok(running)
+    }
+
+    /// [`Machine::start`], then [`Running::wait`].
+    ///
+    /// # Errors
+    /// Those of [`Machine::start`]; how the machine ended is in [`Ended`].
+    pub fn run(self) -> Result<Ended, Error> {
+        Ok(self.start()?.wait())
+    }
+}
+
+/// A machine that runs. Dropping it stops it.
+pub struct Running {
+    threads: Vec<JoinHandle<()>>,
+    event_loop: EventLoop,
+    control: Arc<Control>,
+    _ram: GuestRam,
+}
+
+impl Running {
+    /// Stops the machine from any thread.
+    pub fn stop_handle(&self) -> StopHandle {
+        StopHandle::new(self.control.clone())
+    }
+
+    /// Serves devices and console until the machine has ended.
+    pub fn wait(mut self) -> Ended {
+        if let Err(error) = self.event_loop.run() {
+            self.control.end(Err(error));
+        }
+        self.join();
+        let console_tail = self.event_loop.finish();
+        Ended {
+            result: self.control.take(),
+            console_tail,
+        }
+    }
+
+    fn join(&mut self) {
+        for thread in self.threads.drain(..) {
+            // run_vcpu reports a panic to `control` itself.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.control.end(Ok(Outcome::Stopped));
+        self.join();
+    }
+}
+
+/// How a machine ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its outcome, or the error that ended it.
+    pub result: Result<Outcome, Error>,
+    /// The last that the guest wrote to its console.
+    pub console_tail: Vec<u8>,
+}
+
+impl Ended {
+    /// The line with which the guest's kernel gave up, if the end of its console
+    /// output has one. A guest can write such a line without meaning it.
+    pub fn kernel_panic(&self) -> Option<String> {
+        const MARK: &str = "Kernel panic - not syncing";
+        let text = String::from_utf8_lossy(&self.console_tail);
+        let line = text.lines().rev().find(|line| line.contains(MARK))?;
+        let at = line.find(MARK)?;
+        let printable = |c: &char| !c.is_control();
+        Some(
+            line.get(at..)?
+                .chars()
+                .filter(printable)
+                .take(200)
+                .collect(),
+        )
+    }
+}
+
+fn run_vcpu(index: u8, mut vcpu: impl Vcpu, io: &IoSpace, control: &Arc<Control>) {
+    let _guard = PanicGuard { index, control };
+    let io: &dyn Io = io;
+    while !control.is_ending() {
+        match vcpu.run(io) {
+            Ok(Exit::Kicked) => {}
+            Ok(Exit::Halted) => return control.halted(),
+            Ok(Exit::TripleFault) => control.end(Ok(Outcome::TripleFault)),
+            Err(source) => control.end(Err(Error::Engine { source })),
+        }
+    }
+}
+
+/// Ends the machine when its vCPU's thread unwinds.
+struct PanicGuard<'a> {
+    index: u8,
+    control: &'a Control,
+}
+
+impl Drop for PanicGuard<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.control
+                .end(Err(Error::VcpuPanicked { index: self.index }));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -89,3 +89,15 @@ pub trait EventSource: Send {
     /// Does the work that made [`EventSource::fd`] readable. Never waits.
     fn on_event(&mut self);
 }
+
+/// Reads `data` from a configuration space; zeros beyond its end.
+pub(crate) fn copy_config(config: &[u8], offset: u64, data: &mut [u8]) {
+    data.fill(0);
+    let from = usize::try_from(offset)
+        .ok()
+        .and_then(|at| config.get(at..))
+        .unwrap_or_default();
+    for (to, from) in data.iter_mut().zip(from) {
+        *to = *from;
+    }
+}

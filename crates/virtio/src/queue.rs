@@ -112,6 +112,28 @@ impl VirtQueue {
             .map_err(|_| self.broke(QueueError::Ring))
     }
 
+    /// Answers every request there is, by `answer`, which returns how many bytes it
+    /// filled in; then tells the driver and asks for the next notification.
+    ///
+    /// # Errors
+    /// [`QueueError`]; the device then needs a reset.
+    pub fn serve(
+        &mut self,
+        memory: &GuestMemory,
+        mut answer: impl FnMut(Chain<'_>) -> u32,
+    ) -> Result<(), QueueError> {
+        loop {
+            while let Some(chain) = self.pop(memory)? {
+                let head = chain.head;
+                let written = answer(chain);
+                self.complete(memory, head, written)?;
+            }
+            if !self.want_kick(memory)? {
+                return self.signal(memory);
+            }
+        }
+    }
+
     fn check(&self) -> Result<(), QueueError> {
         if self.broken {
             Err(QueueError::OutOfService)

@@ -1,1 +1,9 @@
-//! stub
+//! A disk backed by a file or a block device of the host (virtio 1.2 §5.2).
+
+mod device;
+mod spec;
+
+#[cfg(test)]
+mod tests;
+
+pub use device::{Access, Block};

@@ -66,8 +66,9 @@ impl<'m> Chain<'m> {
     }
 }
 
-/// A sequence of bytes in guest memory, consumed from its front.
-#[derive(Debug, Default)]
+/// A sequence of bytes in guest memory, consumed from its front. Clones are the
+/// same bytes, consumed apart.
+#[derive(Clone, Debug, Default)]
 pub struct Buffers<'m> {
     pieces: VecDeque<Slice<'m>>,
     len: usize,

@@ -34,6 +34,8 @@ pub struct VirtQueue {
     ring: Queue,
     interrupt: Interrupt,
     broken: bool,
+    /// Something was completed since the driver was last told.
+    untold: bool,
 }
 
 impl VirtQueue {
@@ -43,6 +45,7 @@ impl VirtQueue {
             ring,
             interrupt,
             broken: false,
+            untold: false,
         }
     }
 
@@ -86,12 +89,15 @@ impl VirtQueue {
             .map_err(|_| self.broke(QueueError::Ring))
     }
 
-    /// Interrupts the driver, if it wants to know of what was completed.
+    /// Interrupts the driver, if something was completed and it wants to know of what was completed.
     ///
     /// # Errors
     /// [`QueueError::Ring`]; the device then needs a reset.
     pub fn signal(&mut self, memory: &GuestMemory) -> Result<(), QueueError> {
         self.check()?;
+        if !std::mem::take(&mut self.untold) {
+            return Ok(());
+        }
         match self.ring.needs_notification(memory) {
             Ok(true) => self.interrupt.used_buffer(),
             Ok(false) => {}

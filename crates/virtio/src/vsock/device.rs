@@ -1,0 +1,235 @@
+//! The device: its three queues, fed from and drained into the connections.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+
+use ram::GuestMemory;
+
+use super::listener::Listener;
+use super::muxer::Muxer;
+use super::poller::Poller;
+use super::spec::{HEADER_LEN, HOST_CID, Header};
+use crate::{
+    Activation, DeviceType, Error, EventSource, Interrupt, QueueError, VirtQueue, VirtioDevice,
+};
+
+const QUEUE_SIZE: u16 = 256;
+
+/// Sockets between host and guest. Wants a place in the event loop
+/// ([`EventSource`]) as well as a transport.
+#[derive(Debug)]
+pub struct Vsock {
+    guest_cid: u32,
+    muxer: Muxer,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    Idle,
+    Live(Live),
+}
+
+#[derive(Debug)]
+struct Live {
+    memory: GuestMemory,
+    interrupt: Interrupt,
+    /// Buffers that the guest wants filled.
+    rx: VirtQueue,
+    /// Packets of the guest.
+    tx: VirtQueue,
+    /// For events, of which there are none before snapshots are.
+    _events: VirtQueue,
+    /// The guest has to take packets before its own are looked at.
+    clogged: bool,
+}
+
+impl Vsock {
+    /// A device for the guest known as `guest_cid` (3 to 2^32 - 2) that listens on
+    /// `uds_path` and connects to `uds_path_<port>`. The path is removed with the
+    /// device. Connections of the host wait until the guest's driver is ready.
+    ///
+    /// # Errors
+    /// [`Error::ReservedCid`]; [`Error::VsockInUse`] when another process listens
+    /// there; [`Error::VsockBlocked`] when it is not a socket;
+    /// [`Error::VsockListen`]; [`Error::Host`].
+    pub fn new(guest_cid: u32, uds_path: &Path) -> Result<Self, Error> {
+        // §5.10.4: 0, 1, 2 and 2^32 - 1 are taken.
+        if u64::from(guest_cid) <= HOST_CID || guest_cid == u32::MAX {
+            return Err(Error::ReservedCid {
+                cid: guest_cid.into(),
+            });
+        }
+        let poller = Poller::new()?;
+        let listener = Listener::bind(uds_path)?;
+        let muxer = Muxer::new(guest_cid.into(), listener, poller);
+        Ok(Self {
+            guest_cid,
+            muxer,
+            state: State::Idle,
+        })
+    }
+
+    #[cfg(test)]
+    pub(super) fn connection_count(&self) -> usize {
+        self.muxer.connection_count()
+    }
+
+    /// Works with the queues; a broken ring ends every connection.
+    fn with_queues(
+        &mut self,
+        work: impl FnOnce(&mut Live, &mut Muxer) -> Result<(), QueueError>,
+    ) -> Result<(), QueueError> {
+        let State::Live(live) = &mut self.state else {
+            return Ok(());
+        };
+        let worked = work(live, &mut self.muxer);
+        if worked.is_err() {
+            self.muxer.close();
+            self.state = State::Idle;
+        }
+        worked
+    }
+}
+
+impl VirtioDevice for Vsock {
+    fn device_type(&self) -> DeviceType {
+        DeviceType::Vsock
+    }
+
+    fn features(&self) -> u64 {
+        // §5.10.3: without feature bits, streams are what there is.
+        0
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE; 3]
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        crate::device::copy_config(&u64::from(self.guest_cid).to_le_bytes(), offset, data);
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), Error> {
+        let Activation {
+            memory,
+            queues,
+            interrupt,
+            features: _,
+        } = activation;
+        let Ok([rx, tx, events]) = <[VirtQueue; 3]>::try_from(queues) else {
+            return Ok(());
+        };
+        self.muxer.open().map_err(|source| Error::Host {
+            doing: "poll the vsock socket",
+            source,
+        })?;
+        self.state = State::Live(Live {
+            memory,
+            interrupt,
+            rx,
+            tx,
+            _events: events,
+            clogged: false,
+        });
+        Ok(())
+    }
+
+    fn notify(&mut self, _queue: u16) -> Result<(), QueueError> {
+        self.with_queues(Live::exchange)
+    }
+
+    fn reset(&mut self) {
+        self.muxer.close();
+        self.state = State::Idle;
+    }
+}
+
+impl EventSource for Vsock {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.muxer.poller().as_fd()
+    }
+
+    fn on_event(&mut self) {
+        self.muxer.on_event();
+        let interrupt = match &self.state {
+            State::Idle => return,
+            State::Live(live) => live.interrupt.clone(),
+        };
+        if let Err(error) = self.with_queues(Live::after_events) {
+            tracing::warn!(%error, "vsock needs a reset");
+            interrupt.needs_reset();
+        }
+    }
+}
+
+impl Live {
+    /// Takes what the guest sent, gives what there is for it.
+    fn exchange(&mut self, muxer: &mut Muxer) -> Result<(), QueueError> {
+        loop {
+            self.take(muxer)?;
+            self.give(muxer)?;
+            if !self.clogged || muxer.is_clogged() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn after_events(&mut self, muxer: &mut Muxer) -> Result<(), QueueError> {
+        self.give(muxer)?;
+        if self.clogged && !muxer.is_clogged() {
+            self.exchange(muxer)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn take(&mut self, muxer: &mut Muxer) -> Result<(), QueueError> {
+        self.clogged = false;
+        loop {
+            if muxer.is_clogged() {
+                self.clogged = true;
+                break;
+            }
+            let Some(mut chain) = self.tx.pop(&self.memory)? else {
+                if self.tx.want_kick(&self.memory)? {
+                    continue;
+                }
+                break;
+            };
+            match chain.readable.read_array::<HEADER_LEN>() {
+                Some(bytes) => muxer.guest_sent(&Header::parse(&bytes), chain.readable),
+                None => tracing::debug!(head = chain.head, "vsock packet without a header"),
+            }
+            self.tx.complete(&self.memory, chain.head, 0)?;
+        }
+        self.tx.signal(&self.memory)
+    }
+
+    fn give(&mut self, muxer: &mut Muxer) -> Result<(), QueueError> {
+        while muxer.has_packet() {
+            let Some(mut chain) = self.rx.pop(&self.memory)? else {
+                // Only now do we want to hear of new buffers.
+                if self.rx.want_kick(&self.memory)? {
+                    continue;
+                }
+                break;
+            };
+            let mut header_room = chain.writable.take(HEADER_LEN);
+            if chain.writable.is_empty() {
+                // No room for a header and a byte: useless, but the guest's to keep.
+                self.rx.complete(&self.memory, chain.head, 0)?;
+                continue;
+            }
+            let Some(header) = muxer.next_packet(&chain.writable) else {
+                drop(chain);
+                self.rx.undo_pop();
+                break;
+            };
+            header_room.write(&header.bytes());
+            self.rx
+                .complete(&self.memory, chain.head, HEADER_LEN as u32 + header.len)?;
+        }
+        self.rx.signal(&self.memory)
+    }
+}

@@ -1,0 +1,131 @@
+//! One descriptor for all the sockets and the timer of a device.
+//!
+//! Sockets are polled edge-triggered: the connections remember what they may
+//! read or write, so that one with data which its guest does not take neither
+//! keeps the event loop busy nor needs to be re-registered.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
+
+use crate::Error;
+
+/// Names a polled socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Token(pub(super) u64);
+
+/// What happened to a socket.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ready {
+    pub(super) token: Token,
+    pub(super) readable: bool,
+    pub(super) writable: bool,
+    /// The other end is closed in both directions.
+    pub(super) hung_up: bool,
+}
+
+const TIMER: Token = Token(u64::MAX);
+const EVENTS_MAX: usize = 64;
+
+#[derive(Debug)]
+pub(super) struct Poller {
+    epoll: OwnedFd,
+    timer: OwnedFd,
+}
+
+impl Poller {
+    pub(super) fn new() -> Result<Self, Error> {
+        let host = |doing| {
+            move |e: rustix::io::Errno| Error::Host {
+                doing,
+                source: e.into(),
+            }
+        };
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(host("make an epoll"))?;
+        let timer = timerfd_create(
+            TimerfdClockId::Monotonic,
+            TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC,
+        )
+        .map_err(host("make a timer"))?;
+        epoll::add(&epoll, &timer, EventData::new_u64(TIMER.0), EventFlags::IN)
+            .map_err(host("poll a timer"))?;
+        Ok(Self { epoll, timer })
+    }
+
+    /// Polls `socket` until it is closed or removed.
+    pub(super) fn add(&self, socket: impl AsFd, token: Token) -> io::Result<()> {
+        let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
+        Ok(epoll::add(
+            &self.epoll,
+            socket,
+            EventData::new_u64(token.0),
+            flags,
+        )?)
+    }
+
+    pub(super) fn remove(&self, socket: impl AsFd) {
+        // It only fails for what is not there.
+        let _ = epoll::delete(&self.epoll, socket);
+    }
+
+    /// What happened meanwhile, and whether the alarm went off.
+    pub(super) fn take(&self) -> (Vec<Ready>, bool) {
+        let mut events = Vec::with_capacity(EVENTS_MAX);
+        // A failure leaves no events; the next wake tries again.
+        let _ = epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&ZERO));
+        let mut alarm = false;
+        let mut ready = Vec::with_capacity(events.len());
+        for event in events {
+            let token = Token(event.data.u64());
+            if token == TIMER {
+                alarm = true;
+                let mut count = [0; 8];
+                let _ = rustix::io::read(&self.timer, &mut count);
+                continue;
+            }
+            let flags = event.flags;
+            ready.push(Ready {
+                token,
+                readable: flags.intersects(
+                    EventFlags::IN | EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR,
+                ),
+                writable: flags.intersects(EventFlags::OUT | EventFlags::HUP | EventFlags::ERR),
+                hung_up: flags.intersects(EventFlags::HUP | EventFlags::ERR),
+            });
+        }
+        (ready, alarm)
+    }
+
+    /// Has the descriptor readable once `after` is over; replaces an earlier alarm.
+    pub(super) fn set_alarm(&self, after: Duration) {
+        // Zero would switch it off.
+        let after = after.max(Duration::from_millis(1));
+        let once = Itimerspec {
+            it_interval: ZERO,
+            it_value: Timespec {
+                tv_sec: i64::try_from(after.as_secs()).unwrap_or(i64::MAX),
+                tv_nsec: after.subsec_nanos().into(),
+            },
+        };
+        let set = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once);
+        debug_assert!(set.is_ok(), "setting our own timer to a valid time");
+    }
+}
+
+const ZERO: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 0,
+};
+
+impl AsFd for Poller {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}

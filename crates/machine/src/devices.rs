@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -13,6 +14,7 @@ use chipset::{
 };
 use hv::Interrupts;
 use ram::GuestRam;
+use rustix::fs::OFlags;
 use virtio::block::{Access, Block};
 use virtio::rng::Rng;
 use virtio::transport::MmioTransport;
@@ -115,9 +117,12 @@ fn line(interrupts: &Arc<dyn Interrupts>, gsi: u32) -> IrqLine {
 }
 
 fn open_serial_out(path: &Path) -> Result<OwnedFd, Error> {
+    // A pipe without a reader is an error rather than a wait.
+    let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
     File::options()
         .append(true)
         .create(true)
+        .custom_flags(flags)
         .open(path)
         .map(OwnedFd::from)
         .map_err(|source| Error::SerialOut {

@@ -193,4 +193,32 @@ impl Error {
             | Error::VcpuPanicked { .. } => None,
         }
     }
+
+    /// Whether the blueprint asked for what cannot be had: a file that it names,
+    /// or sizes that do not go together.
+    pub fn is_asked_for(&self) -> bool {
+        match self {
+            Error::OpenKernel { .. }
+            | Error::KernelEmpty { .. }
+            | Error::KernelFormat { .. }
+            | Error::KernelHeader { .. }
+            | Error::KernelTruncated { .. }
+            | Error::KernelTooLarge { .. }
+            | Error::LoadKernel { .. }
+            | Error::OpenInitrd { .. }
+            | Error::InitrdEmpty { .. }
+            | Error::InitrdTooLarge { .. }
+            | Error::LoadInitrd { .. }
+            | Error::Drive { .. }
+            | Error::Vsock { .. }
+            | Error::SerialOut { .. } => true,
+            Error::Memory { .. }
+            | Error::WriteBootData { .. }
+            | Error::RandomSeed { .. }
+            | Error::Place { .. }
+            | Error::Engine { .. }
+            | Error::Host { .. }
+            | Error::VcpuPanicked { .. } => false,
+        }
+    }
 }

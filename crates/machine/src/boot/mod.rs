@@ -62,4 +62,4 @@ fn memory_map(ram: &GuestRam) -> MemoryMap {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,3 +1,90 @@
-//! kombi: containers in micro-VMs from the command line.
+//! `kombi`: containers in micro-VMs from the command line. One file per verb.
+//!
+//! Invariant: whatever fails ends in one line on standard error, `kombi: OBJECT: CAUSE; WAY OUT`, and one of the exit
+//! codes of `docs/cli.md`. Left to others: everything a verb does (`image`, `sandbox`).
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+mod complaint;
+mod doctor;
+mod env_file;
+mod preparation;
+mod quantity;
+mod run;
+mod signals;
+mod terminal;
+mod version;
+
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
+
+use complaint::Complaint;
+
+const AFTER_HELP: &str = "\
+Examples:
+  kombi run oci:images/busybox echo hello       run a command in an image
+  kombi run -it docker-archive:debian.tar bash  an interactive shell
+  kombi run rootfs:/srv/root /bin/true          a directory as the root
+  kombi doctor                                  what this host offers, and what Kombi will use
+
+Environment:
+  KOMBI_HOME       where images are kept ready
+  KOMBI_ASSETS     directory with the guest's vmlinux and initramfs.cpio
+  KOMBI_VMM        the monitor's program, kombi-vmm
+  XDG_RUNTIME_DIR  where sockets live while a machine runs
+  NO_COLOR         no colours";
+
+/// Containers in micro-VMs: each with a kernel of its own, with or without KVM.
+#[derive(Debug, Parser)]
+#[command(name = "kombi", version, after_help = AFTER_HELP, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Run(Box<run::RunArgs>),
+    Doctor(doctor::DoctorArgs),
+    Version(version::VersionArgs),
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    let result = match cli.verb {
+        Verb::Run(args) => run::run(*args),
+        Verb::Doctor(args) => doctor::doctor(&args),
+        Verb::Version(args) => version::version(&args),
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(complaint) => {
+            complaint.print();
+            ExitCode::from(complaint.exit_code())
+        }
+    }
+}
+
+/// Help and version are what was asked for; anything else is a mistake, and Kombi's own (docker: 125).
+fn usage(error: &clap::Error) -> ExitCode {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            let _ = error.print();
+            ExitCode::SUCCESS
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            ExitCode::from(sandbox::EXIT_KOMBI)
+        }
+        _ => {
+            let complaint = Complaint::usage(error);
+            complaint.print();
+            ExitCode::from(complaint.exit_code())
+        }
+    }
+}

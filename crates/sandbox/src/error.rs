@@ -227,6 +227,8 @@ impl Error {
             Self::NoCommand => "give one after the image",
             Self::RelativeCwd { .. } => "give a path that starts with /",
             Self::SpawnVmm { .. } => "see kombi doctor",
+            // The monitor names the way out by itself where it knows one.
+            Self::VmmFailed { message, .. } if message.contains("; ") => return None,
             Self::VmmFailed { .. } => "see kombi doctor, or run again with -v",
             Self::VmmKilled { signal: 9, .. } => {
                 "someone killed it, or the host is out of memory: see the kernel log"

@@ -32,10 +32,11 @@ mod vmm_process;
 
 pub use assets::Search;
 pub use blueprint::Engine;
+pub use blueprint::limits::VCPU_COUNT_MAX;
 pub use control::{Control, NoControl, Request};
 pub use error::{EXIT_KOMBI, Error};
 pub use exit_status::{Ended, signal_name};
-pub use guest_wire::{ProcessSpec, TerminalSize};
+pub use guest_wire::{ProcessSpec, TerminalSize, VERSION as GUEST_PROTOCOL};
 pub use machine::{Booting, MEMORY_MIB_LEAST, Plan, Ready};
 pub use process::{ImageDefaults, Overrides, process_spec};
 pub use runtime_dir::{RuntimeDir, runtime_parent};

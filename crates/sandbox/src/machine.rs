@@ -424,7 +424,7 @@ fn why_it_ended(vmm: &VmmProcess, stage: Stage) -> Error {
     }
     let console = last_console_line(vmm);
     match vmm.stopped() {
-        Some(("triple_fault" | "triple-fault", _)) => Error::TripleFault { console },
+        Some(("triple-fault", _)) => Error::TripleFault { console },
         Some((outcome, message)) if vmm.exit().is_none_or(|exit| !exit.success()) => {
             Error::VmmFailed {
                 stage: if stage == Stage::Boot && !vmm.started() {

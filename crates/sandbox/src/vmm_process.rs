@@ -32,7 +32,7 @@ const READ_BYTES: usize = 64 << 10;
 
 /// What the monitor says on its status descriptor, one JSON object a line.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
+#[serde(tag = "event", rename_all = "kebab-case")]
 pub(crate) enum Status {
     /// The machine is built and its processor runs.
     Started,
@@ -247,7 +247,10 @@ impl VmmProcess {
         }
         self.log()
             .last_line()
-            .map(|line| line.strip_prefix("kombi-vmm: ").unwrap_or(&line).to_owned())
+            .map(|line| {
+                let words = line.strip_prefix("kombi-vmm: ").unwrap_or(&line);
+                words.strip_prefix("error: ").unwrap_or(words).to_owned()
+            })
             .unwrap_or_else(|| match self.exit {
                 Some(exit) => format!("kombi-vmm ended with {exit} and without a word"),
                 None => "kombi-vmm said nothing".to_owned(),

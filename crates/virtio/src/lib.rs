@@ -23,6 +23,9 @@ pub mod rng;
 pub mod transport;
 pub mod vsock;
 
+#[cfg(test)]
+mod fake_driver;
+
 pub use chain::{Buffers, Chain};
 pub use device::{Activation, DeviceType, EventSource, VirtioDevice, feature};
 pub use interrupt::Interrupt;

@@ -84,12 +84,13 @@ impl VirtQueue {
         written: u32,
     ) -> Result<(), QueueError> {
         self.check()?;
+        self.untold = true;
         self.ring
             .add_used(memory, head, written)
             .map_err(|_| self.broke(QueueError::Ring))
     }
 
-    /// Interrupts the driver, if something was completed and it wants to know of what was completed.
+    /// Interrupts the driver, if something was completed and it wants to know.
     ///
     /// # Errors
     /// [`QueueError::Ring`]; the device then needs a reset.

@@ -27,7 +27,7 @@ pub struct Vsock {
 #[derive(Debug)]
 enum State {
     Idle,
-    Live(Live),
+    Live(Box<Live>),
 }
 
 #[derive(Debug)]
@@ -124,14 +124,14 @@ impl VirtioDevice for Vsock {
             doing: "poll the vsock socket",
             source,
         })?;
-        self.state = State::Live(Live {
+        self.state = State::Live(Box::new(Live {
             memory,
             interrupt,
             rx,
             tx,
             _events: events,
             clogged: false,
-        });
+        }));
         Ok(())
     }
 

@@ -18,6 +18,7 @@ use rustix::fs::OFlags;
 use virtio::block::{Access, Block};
 use virtio::rng::Rng;
 use virtio::transport::MmioTransport;
+use virtio::vsock::Vsock;
 use virtio::{EventSource, VirtioDevice};
 
 use crate::Error;
@@ -85,6 +86,13 @@ pub(crate) fn make(
             source,
         })?;
         devices.add_virtio(Arc::new(Mutex::new(block)), ram, interrupts)?;
+    }
+    if let Some(vsock) = blueprint.vsock() {
+        let vsock = Vsock::new(vsock.guest_cid, &vsock.uds_path)
+            .map_err(|source| Error::Vsock { source })?;
+        let vsock = Arc::new(Mutex::new(vsock));
+        devices.sources.push(vsock.clone());
+        devices.add_virtio(vsock, ram, interrupts)?;
     }
     if blueprint.entropy() {
         let rng = Arc::new(Mutex::new(Rng::new()));

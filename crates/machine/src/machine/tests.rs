@@ -403,6 +403,24 @@ fn virtio_devices_sit_in_their_slots_and_nothing_beyond() {
 }
 
 #[test]
+fn the_vsock_path_exists_while_the_machine_does() {
+    let rest = serde_json::json!({"vsock": {"guest_cid": 3, "uds_path": "DIR/v.sock"}});
+    let (bench, machine) = Bench::build(rest.clone(), |guest| {
+        assert_eq!(guest.register(0xd000_0008), 19);
+        Ok(Exit::Halted)
+    });
+    let path = bench.dir.path().join("v.sock");
+    assert!(path.exists());
+    let ended = machine.unwrap().run().unwrap();
+    assert_eq!(ended.result.unwrap(), Outcome::PowerOff);
+    assert!(!path.exists());
+
+    let (bench, machine) = Bench::build(rest, |guest| guest.spin());
+    drop(machine.unwrap());
+    assert!(!bench.dir.path().join("v.sock").exists());
+}
+
+#[test]
 fn a_devices_interrupt_is_its_slots_line() {
     let (ended, _) = Bench::run(serde_json::json!({"entropy": {}}), |guest| {
         let write = |offset: u64, value: u32| {

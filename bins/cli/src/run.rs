@@ -115,10 +115,10 @@ pub(crate) struct RunArgs {
     #[arg(short, long)]
     verbose: bool,
 
-    /// The image, then the command and its arguments.
+    /// The image; behind it the command and its arguments.
     // One list: so everything behind the image belongs to the command, whatever it looks like.
     #[arg(
-        value_name = "IMAGE [COMMAND [ARG...]]",
+        value_name = "IMAGE",
         required = true,
         trailing_var_arg = true,
         num_args = 1..

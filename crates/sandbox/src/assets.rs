@@ -83,7 +83,9 @@ impl Search {
             Some(chosen) => vec![chosen.clone()],
             None => {
                 let dirs = self.exe_dir.iter().chain(&self.path);
-                dirs.map(|dir| dir.join(VMM)).collect()
+                let mut places: Vec<PathBuf> = dirs.map(|dir| dir.join(VMM)).collect();
+                places.dedup();
+                places
             }
         };
         first_file(
@@ -113,7 +115,7 @@ fn first_file(
     way_out: &'static str,
 ) -> Result<PathBuf, Error> {
     // PATH can be long; the reader needs the first few.
-    const SHOWN_MAX: usize = 4;
+    const SHOWN_MAX: usize = 3;
     if let Some(found) = places.iter().find(|place| place.is_file()) {
         return Ok(found.clone());
     }

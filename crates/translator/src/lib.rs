@@ -1,8 +1,43 @@
 //! Guest x86-64 code in, host x86-64 code out. Pure: no guest memory is written,
 //! nothing is executed, no unsafe code.
+//!
+//! ```text
+//! guest bytes ─plan─▶ steps ─flags─▶ liveness ─groups─▶ shared checks ─emitter─▶ Block
+//!               │                                           │
+//!        table + allowed                     access, copy, stack, strings,
+//!     (what may be executed)                 control_flow ─reencode, assembler
+//! ```
+//!
+//! Most guest instructions are emitted again as they are, with their memory operand
+//! redirected behind a page check. What is not on the allow-list ([`Exit::Interpret`])
+//! is the engine's, as are all page faults: at an exit the guest's registers are
+//! those before the instruction. Status flags that nothing can read any more may be
+//! wrong at an exit, and with them in the frame of a page fault.
+//!
+//! The host must have BMI2 (`pext`, `rorx`, `shlx`).
 #![forbid(unsafe_code)]
 
+mod access;
+mod allowed;
+mod assembler;
 pub mod block;
 pub mod context;
+mod control_flow;
+mod copy;
+mod emitter;
+mod flags;
+mod groups;
+mod plan;
+mod reencode;
+#[cfg(test)]
+mod reencode_tests;
+mod registers;
+mod stack;
+mod strings;
+mod stubs;
+mod table;
+mod translate;
 
 pub use block::{Block, Exit, GuestCode, Kind, Refused, Request, Thunks};
+pub use stubs::{Stubs, cross_jump_stub, stubs};
+pub use translate::{Options, Translator};

@@ -1,0 +1,285 @@
+//! The state of one block's emission, and what goes behind its hot part: exits,
+//! and the repairs that come before them.
+//!
+//! S1 and S2 may hold the addends of the shared checks from one instruction to the
+//! next: S1 the stack's, S2 the open group's.
+
+use crate::assembler::{Assembler, Memory, context, op};
+use crate::block::{Exit, Kind, Request};
+use crate::context::{Context, JumpCache, Mode, S1, S2, Tlb};
+use crate::groups::{Check, Groups};
+use crate::plan::{PAGE, Step};
+
+/// Most jumps that one cold part takes.
+pub(crate) const JUMPS_MAX: usize = 6;
+
+/// What is emitted behind the hot part, and the rel32s that lead there; position
+/// 0 stands for none.
+pub(crate) struct Cold {
+    pub jumps: [u32; JUMPS_MAX],
+    pub kind: ColdKind,
+}
+
+pub(crate) enum ColdKind {
+    /// A TLB check failed.
+    Indexed {
+        flags_live: bool,
+        tag: i32,
+        exit: Exit,
+    },
+    /// A check of the stack's slot failed.
+    Stack { tag: i32, exit: Exit },
+    /// A check of a constant address failed.
+    Constant {
+        va: u64,
+        flags_live: bool,
+        exit: Exit,
+    },
+    /// A shared check failed.
+    Group {
+        check: Check,
+        flags_live: bool,
+        tag: i32,
+        at: u16,
+        retry: u32,
+    },
+    /// A jump within the page, not yet linked.
+    Link { target: u16 },
+    /// A conditional jump out of the page.
+    CrossJump { target: u64 },
+    /// An interrupt waited behind STI.
+    Interrupted { next: u16 },
+    /// Nothing to repair.
+    Plain { exit: Exit },
+}
+
+/// Exits and cold parts in the making; reused from block to block.
+#[derive(Default)]
+pub(crate) struct Outcome {
+    pub cold: Vec<Cold>,
+    pub exits: Vec<Exit>,
+}
+
+pub(crate) struct Emitter<'a> {
+    pub asm: &'a mut Assembler,
+    pub out: &'a mut Outcome,
+    pub request: &'a Request,
+    pub groups: &'a Groups,
+    /// Host position of the current instruction, where its checks begin again.
+    pub start: u32,
+    /// The current step's number.
+    pub current: usize,
+    /// S1 holds the stack's addend.
+    pub s1_stack: bool,
+    /// S2 holds the open group's addend.
+    pub s2_group: bool,
+    /// Where jumps to the block's own start lead, if they may.
+    pub own_entry: Option<u32>,
+}
+
+/// Offset of a field of the request's TLB.
+macro_rules! tlb {
+    ($emitter:expr, $field:ident) => {
+        $emitter.tlb() + core::mem::offset_of!(Tlb, $field) as i32
+    };
+}
+pub(crate) use tlb;
+
+impl Emitter<'_> {
+    pub(crate) fn tlb(&self) -> i32 {
+        context!(tlb) + self.request.mode as i32 * size_of::<Tlb>() as i32
+    }
+
+    pub(crate) fn jump_cache(&self) -> i32 {
+        jump_cache(self.request.mode)
+    }
+
+    /// Forgets what the scratch registers held.
+    pub(crate) fn forget(&mut self) {
+        self.s1_stack = false;
+        self.s2_group = false;
+    }
+
+    pub(crate) fn cold(&mut self, jump: u32, kind: ColdKind) {
+        self.out.cold.push(Cold {
+            jumps: [jump, 0, 0, 0, 0, 0],
+            kind,
+        });
+    }
+
+    /// Leaves through a new exit: six bytes and five.
+    pub(crate) fn exit(&mut self, exit: Exit) {
+        let number = self
+            .request
+            .first_exit
+            .wrapping_add(self.out.exits.len() as u32);
+        self.out.exits.push(exit);
+        self.asm.constant(S2, u64::from(number));
+        self.asm.jmp_to(self.request.thunks.exit);
+    }
+
+    pub(crate) fn access_exit(&self, step: &Step, size: u8, write: bool, stack: bool) -> Exit {
+        Exit::Access {
+            at: step.at,
+            size,
+            write,
+            stack,
+            retry: self.start,
+        }
+    }
+
+    pub(crate) fn bounces(&self) -> bool {
+        self.request.kind == Kind::Bounce
+    }
+
+    pub(crate) fn in_own_page(&self, target: u64) -> bool {
+        (target ^ self.request.va) & !(PAGE - 1) == 0
+    }
+
+    /// Emits all cold parts.
+    pub(crate) fn finish(&mut self) {
+        let cold = std::mem::take(&mut self.out.cold);
+        for part in &cold {
+            let here = self.asm.here();
+            for jump in part.jumps {
+                if jump != 0 {
+                    self.asm.patch(jump, here);
+                }
+            }
+            self.cold_part(part);
+        }
+        self.out.cold = cold;
+        self.out.cold.clear();
+    }
+
+    fn cold_part(&mut self, part: &Cold) {
+        match part.kind {
+            ColdKind::Indexed {
+                flags_live,
+                tag,
+                exit,
+            } => {
+                self.restore_indexed(flags_live, tag);
+                self.exit(exit);
+            }
+            ColdKind::Stack { tag, exit } => {
+                self.asm.gs(op::XOR, S1, tag);
+                let Exit::Access { retry, .. } = exit else {
+                    return;
+                };
+                self.stack_refill(retry);
+                self.exit(exit);
+            }
+            ColdKind::Constant {
+                va,
+                flags_live,
+                exit,
+            } => {
+                if flags_live {
+                    self.asm.load(1, context!(saved_rcx));
+                }
+                self.asm.constant(S1, va);
+                self.exit(exit);
+            }
+            ColdKind::Group {
+                check,
+                flags_live,
+                tag,
+                at,
+                retry,
+            } => {
+                if !check.stack {
+                    self.restore_indexed(flags_live, tag);
+                } else if flags_live {
+                    self.asm.load(1, tag);
+                    self.asm.add(S1, 1);
+                    self.asm.load(1, context!(saved_rcx));
+                } else {
+                    self.asm.gs(op::XOR, S1, tag);
+                    self.stack_refill(retry);
+                }
+                let patch = self.asm.here() as u16;
+                let Check {
+                    len, write, stack, ..
+                } = check;
+                self.exit(Exit::Group {
+                    at,
+                    len,
+                    write,
+                    stack,
+                    retry: retry as u16,
+                    patch,
+                });
+            }
+            ColdKind::Link { target } => {
+                let [patch, ..] = part.jumps;
+                self.exit(Exit::Link { target, patch });
+            }
+            ColdKind::CrossJump { target } => self.cross_jump(target),
+            ColdKind::Interrupted { next } => {
+                self.asm.load(1, context!(saved_rcx));
+                self.exit(Exit::Goto { next });
+            }
+            ColdKind::Plain { exit } => self.exit(exit),
+        }
+    }
+
+    /// Makes S1 the linear address again, RCX the guest's.
+    fn restore_indexed(&mut self, flags_live: bool, tag: i32) {
+        if flags_live {
+            self.asm.gs_indexed(op::LOAD, 1, S2, tag);
+            self.asm.add(S1, 1);
+            self.asm.load(1, context!(saved_rcx));
+        } else {
+            self.asm.gs_indexed(op::XOR, S1, S2, tag);
+        }
+    }
+
+    /// Asks the stub to fill the stack's slot from the TLB. It goes to `retry` when
+    /// it did, to the exit right behind when it could not: see `stubs.rs`.
+    fn stack_refill(&mut self, retry: u32) {
+        let [kernel, user] = self.request.thunks.stack_refill;
+        let stub = if self.request.mode == Mode::Kernel {
+            kernel
+        } else {
+            user
+        };
+        // lea S2, [rip + 10]: past the two jumps
+        self.asm.bytes([0x4c, 0x8d, 0x3d, 10, 0, 0, 0]);
+        self.asm.jmp_to(stub);
+        let back = self.asm.jmp();
+        self.asm.patch(back, retry);
+    }
+
+    /// Jumps to a constant address through the jump cache: the block found there
+    /// checks S1 against its own address.
+    pub(crate) fn cross_jump(&mut self, target: u64) {
+        cross_jump(self.asm, target, self.request.mode);
+    }
+
+    /// Jumps to the guest address in S1.
+    pub(crate) fn jump_indirect(&mut self) {
+        let cache = self.jump_cache().to_le_bytes();
+        self.asm.pext(S2, S1, context!(jump_mask));
+        // jmp gs:[S2 * 8 + cache]
+        self.asm
+            .bytes([0x65, 0x42, 0xff, 0x24, 0xc5 | (S2 & 7) << 3]);
+        self.asm.bytes(cache);
+    }
+}
+
+pub(crate) fn jump_cache(mode: Mode) -> i32 {
+    context!(jumps) + mode as i32 * size_of::<JumpCache>() as i32
+}
+
+pub(crate) fn cross_jump(asm: &mut Assembler, target: u64, mode: Mode) {
+    let entries = crate::context::JUMP_CACHE_ENTRIES as u64;
+    let index = (target & (entries - 1)) as i32;
+    asm.constant(S1, target);
+    // jmp gs:[entry]
+    asm.bytes([0x65, 0xff, 0x24, 0x25]);
+    asm.i32(jump_cache(mode) + index * 8);
+}
+
+/// A memory operand at the host address in S1.
+pub(crate) const AT_S1: Memory = Memory::at(S1, 0);

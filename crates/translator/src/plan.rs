@@ -1,0 +1,237 @@
+//! From guest bytes to steps: decodes one block's instructions, finds each one's
+//! class and what the later passes ask of it again and again.
+
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
+
+use crate::block::{GuestCode, Kind, Refused, Request};
+use crate::context::Mode;
+use crate::reencode::{operand_kind, operand_register};
+use crate::registers::{Bank, encoding};
+use crate::table::{Class, NO_OPERAND, Row, row};
+
+/// Most instructions in a block; sets of steps are bits of a u64.
+pub(crate) const STEPS_MAX: usize = 64;
+/// Most conditional jumps in a block.
+const JCC_MAX: usize = 4;
+/// Longest instruction in bytes (SDM vol. 2, 2.3.11).
+const INSTRUCTION_BYTES_MAX: usize = 15;
+pub(crate) const PAGE: u64 = 4096;
+
+/// REP BSF and REP BSR are BSF and BSR, and the hint space is NOPs: what a CPU
+/// without BMI1, LZCNT, CET and MPX makes of them.
+pub(crate) const DECODER_OPTIONS: u32 = DecoderOptions::NO_MPFX_0FBC
+    | DecoderOptions::NO_MPFX_0FBD
+    | DecoderOptions::FORCE_RESERVED_NOP;
+
+/// One instruction of a block.
+#[derive(Clone, Copy)]
+pub(crate) struct Step {
+    pub ins: Instruction,
+    pub row: &'static Row,
+    pub class: Class,
+    /// Bytes from the block's start.
+    pub at: u16,
+    /// It has a memory operand, of `size` bytes, which it writes if `write`.
+    pub memory: bool,
+    pub size: u8,
+    pub write: bool,
+    /// Guest r14 (bit 0) and r15 (bit 1) as register operands.
+    pub scratch_used: u8,
+    /// Likewise, written.
+    pub scratch_written: u8,
+    /// AH, BH, CH or DH is an operand.
+    pub high_byte: bool,
+    /// Some status flag may be read before it is written from here on.
+    pub flags_live: bool,
+}
+
+impl Step {
+    pub(crate) fn next(&self) -> u16 {
+        self.at + self.ins.len() as u16
+    }
+
+    /// The base register if the memory operand is base + displacement, with a base
+    /// that has its guest value in a host register.
+    pub(crate) fn plain_base(&self) -> Option<u8> {
+        let base = crate::registers::general64(self.ins.memory_base())?;
+        (base < 14
+            && self.ins.memory_index() == Register::None
+            && !matches!(self.ins.memory_segment(), Register::FS | Register::GS))
+        .then_some(base)
+    }
+}
+
+/// What decoding found beside the steps.
+pub(crate) struct Decoded {
+    pub crosses_page: bool,
+    pub guest_len: u16,
+}
+
+/// Decodes the block that `request` wants.
+pub(crate) fn decode(
+    request: &Request,
+    guest: &dyn GuestCode,
+    steps: &mut Vec<Step>,
+) -> Result<Decoded, Refused> {
+    steps.clear();
+    let tail = guest.tail(request.va).ok_or(Refused::Fetch(request.va))?;
+    let most = if request.kind == Kind::Bounce {
+        1
+    } else {
+        STEPS_MAX
+    };
+    let mut decoder = Decoder::with_ip(64, tail, request.va, DECODER_OPTIONS);
+    let mut ins = Instruction::default();
+    let mut jumps = 0;
+    let mut at = 0;
+    while steps.len() < most && decoder.can_decode() {
+        decoder.decode_out(&mut ins);
+        if ins.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes {
+            if steps.is_empty() {
+                return decode_across(request, guest, tail, steps);
+            }
+            break;
+        }
+        let step = step(&ins, at, request.mode);
+        at = step.next();
+        let class = step.class;
+        steps.push(step);
+        if class == Class::Jcc {
+            jumps += 1;
+            if jumps == JCC_MAX {
+                break;
+            }
+        } else if ends_block(class) {
+            break;
+        }
+    }
+    Ok(Decoded {
+        crosses_page: false,
+        guest_len: at,
+    })
+}
+
+fn decode_across(
+    request: &Request,
+    guest: &dyn GuestCode,
+    tail: &[u8],
+    steps: &mut Vec<Step>,
+) -> Result<Decoded, Refused> {
+    let next = (request.va | (PAGE - 1)).wrapping_add(1);
+    let more = guest.tail(next).ok_or(Refused::Fetch(next))?;
+    let mut bytes = [0; 2 * INSTRUCTION_BYTES_MAX];
+    let mut len = 0;
+    for (to, from) in bytes.iter_mut().zip(tail.iter().chain(more)) {
+        *to = *from;
+        len += 1;
+    }
+    let bytes = bytes.get(..len).unwrap_or_default();
+    let mut decoder = Decoder::with_ip(64, bytes, request.va, DECODER_OPTIONS);
+    let step = step(&decoder.decode(), 0, request.mode);
+    steps.push(step);
+    Ok(Decoded {
+        crosses_page: true,
+        guest_len: step.next(),
+    })
+}
+
+/// Does control never simply run on behind an instruction of this class?
+pub(crate) fn ends_block(class: Class) -> bool {
+    matches!(
+        class,
+        Class::Interpret
+            | Class::Jrcxz
+            | Class::Jump
+            | Class::JumpIndirect
+            | Class::Call
+            | Class::CallIndirect
+            | Class::Return
+            | Class::InterruptsOn
+            | Class::RepString
+    )
+}
+
+/// Everything about one instruction.
+pub(crate) fn step(ins: &Instruction, at: u16, mode: Mode) -> Step {
+    let row = row(ins.code());
+    let mut step = Step {
+        ins: *ins,
+        row,
+        class: row.class,
+        at,
+        memory: false,
+        size: 0,
+        write: false,
+        scratch_used: 0,
+        scratch_written: 0,
+        high_byte: false,
+        flags_live: true,
+    };
+    if row.class == Class::Interpret {
+        return step;
+    }
+    if row.rm < 4 && operand_kind(ins, row.rm) == OpKind::Memory {
+        step.memory = true;
+        step.write = row.writes >> row.rm & 1 != 0;
+        step.size = ins.memory_size().size() as u8;
+    }
+    for operand in [row.reg, row.rm, row.low] {
+        if operand < 4 && operand_kind(ins, operand) == OpKind::Register {
+            let (bank, number) = encoding(operand_register(ins, operand));
+            step.high_byte |= bank == Bank::HighByte;
+            if number >= 14 && matches!(bank, Bank::General | Bank::Byte) {
+                step.scratch_used |= 1 << (number - 14);
+                step.scratch_written |= (row.writes >> operand & 1) << (number - 14);
+            }
+        }
+    }
+    step.class = class(&step, mode);
+    step
+}
+
+fn class(step: &Step, mode: Mode) -> Class {
+    let (ins, row) = (&step.ins, step.row);
+    match row.class {
+        Class::Copy if step.memory && (step.size == 0 || step.scratch_used == 3) => {
+            Class::Interpret
+        }
+        Class::BitString if !step.memory => Class::Copy,
+        // The bit offset would have to wrap with the address.
+        Class::BitString if has_address32(ins) => Class::Interpret,
+        Class::InterruptsOff | Class::InterruptsOn | Class::SwapGs if mode == Mode::User => {
+            Class::Interpret
+        }
+        Class::String => string_class(ins),
+        Class::Pop | Class::Push | Class::JumpIndirect | Class::CallIndirect
+            if row.rm != NO_OPERAND && !step.memory && row.low == NO_OPERAND =>
+        {
+            // Register forms of PUSH and POP exist twice; both are one class.
+            row.class
+        }
+        class => class,
+    }
+}
+
+fn has_address32(ins: &Instruction) -> bool {
+    crate::registers::is_general32(ins.memory_base())
+        || crate::registers::is_general32(ins.memory_index())
+        || ins.memory_base() == Register::EIP
+}
+
+fn string_class(ins: &Instruction) -> Class {
+    let plain = (0..2).all(|operand| {
+        matches!(
+            operand_kind(ins, operand),
+            OpKind::Register | OpKind::MemorySegRSI | OpKind::MemoryESRDI
+        )
+    });
+    if !plain || ins.segment_prefix() != Register::None || ins.has_repne_prefix() {
+        Class::Interpret
+    } else if !ins.has_rep_prefix() {
+        Class::String
+    } else if operand_kind(ins, 0) == OpKind::MemoryESRDI {
+        Class::RepString
+    } else {
+        Class::Interpret
+    }
+}

@@ -45,20 +45,18 @@ fn busybox_layout(dir: &Path) -> PathBuf {
     fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
     std::os::unix::fs::symlink("busybox", root.join("bin/sh")).expect("a link");
     fs::hard_link(root.join("bin/busybox"), root.join("bin/true")).expect("a link");
-    for folder in ["bin"] {
-        let from = root.join(folder);
-        run(
-            "umoci",
-            &[
-                "insert",
-                "--rootless",
-                "--image",
-                &image,
-                text(&from),
-                "/bin",
-            ],
-        );
-    }
+    let from = root.join("bin");
+    run(
+        "umoci",
+        &[
+            "insert",
+            "--rootless",
+            "--image",
+            &image,
+            text(&from),
+            "/bin",
+        ],
+    );
     run(
         "umoci",
         &[

@@ -1,6 +1,9 @@
 //! The life of a machine as its PID 1 sees it: devices, the host's stream, one session, power off.
 
-use std::{os::fd::OwnedFd, path::Path};
+use std::{
+    os::fd::{AsRawFd, IntoRawFd, OwnedFd},
+    path::Path,
+};
 
 use guest_wire::{CONTROL_PORT, HOST_CID};
 use rustix::{
@@ -33,21 +36,21 @@ fn fill_standard_streams() -> Result<(), InitError> {
     loop {
         let fd = open("/dev/null", OFlags::RDWR, Mode::empty())
             .map_err(InitError::system("open", "/dev/null"))?;
-        if std::os::fd::AsRawFd::as_raw_fd(&fd) > 2 {
+        if fd.as_raw_fd() > 2 {
             return Ok(());
         }
         // Stays open for the machine's life.
-        let _number = std::os::fd::IntoRawFd::into_raw_fd(fd);
+        let _number = fd.into_raw_fd();
     }
 }
 
-/// The control stream: vsock, or the serial device that the kernel's command line names after `--`, for machines whose
-/// host has no vsock.
+/// Names a serial device to use instead of vsock, for machines that have none: `KOMBI_CONTROL=/dev/ttyS0` on the kernel's
+/// command line, which hands words that it does not know to us as variables.
+const CONTROL_DEVICE: &str = "KOMBI_CONTROL";
+
+/// The control stream.
 fn connect() -> Result<OwnedFd, InitError> {
-    if let Some(device) = std::env::args()
-        .nth(1)
-        .filter(|argument| argument.starts_with("/dev/"))
-    {
+    if let Ok(device) = std::env::var(CONTROL_DEVICE) {
         return open_serial(&device);
     }
     let socket = Socket::new(Domain::VSOCK, Type::STREAM, None).map_err(InitError::NoHost)?;

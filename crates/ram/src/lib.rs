@@ -18,6 +18,9 @@ mod layout;
 mod map;
 pub mod volatile;
 
+#[cfg(test)]
+mod tests;
+
 pub use epochs::{Cursor, EpochSlice, PageEpochs, RegionEpochs};
 pub use layout::{ByteSize, HIGH_START, LOW_END, PAGE_SIZE, Region};
 pub use map::{GuestMemory, GuestRam};

@@ -1,1 +1,305 @@
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex};
 
+use proptest::prelude::*;
+
+use super::{Access, Block};
+use crate::fake_driver::{BUFFERS, Buffer, FakeDriver};
+use crate::{Error, feature};
+
+const SECTORS: u64 = 128;
+const HEADER: u64 = BUFFERS;
+const STATUS: u64 = BUFFERS + 0x100;
+const DATA: u64 = BUFFERS + 0x1000;
+const OK: u8 = 0;
+const IO_ERROR: u8 = 1;
+const UNSUPPORTED: u8 = 2;
+const READ: u32 = 0;
+const WRITE: u32 = 1;
+const FLUSH: u32 = 4;
+const GET_ID: u32 = 8;
+const DISCARD: u32 = 11;
+const WRITE_ZEROES: u32 = 13;
+
+struct Rig {
+    driver: FakeDriver,
+    file: tempfile::NamedTempFile,
+}
+
+/// A disk whose byte `n` is `pattern(n)`.
+fn rig(access: Access) -> Rig {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let bytes: Vec<u8> = (0..SECTORS * 512).map(pattern).collect();
+    file.as_file().write_all_at(&bytes, 0).unwrap();
+    let disk = Block::open(file.path(), access, "disk-of-the-test-with-a-long-name").unwrap();
+    let driver = FakeDriver::start(Arc::new(Mutex::new(disk)));
+    Rig { driver, file }
+}
+
+fn pattern(at: u64) -> u8 {
+    (at % 251) as u8
+}
+
+impl Rig {
+    /// One request with its data in `data`; returns the status and what was written.
+    fn request(&mut self, operation: u32, sector: u64, data: &[Buffer]) -> (u8, u32) {
+        let mut header = operation.to_le_bytes().to_vec();
+        header.extend([0; 4]);
+        header.extend(sector.to_le_bytes());
+        self.driver.put(HEADER, &header);
+        self.driver.put(STATUS, &[0xaa]);
+        let mut buffers = vec![Buffer::Out(HEADER, 16)];
+        buffers.extend(data);
+        buffers.push(Buffer::In(STATUS, 1));
+        let written = self.driver.request(0, &buffers);
+        assert!(!self.driver.needs_reset());
+        (self.driver.get(STATUS, 1)[0], written)
+    }
+
+    fn on_disk(&self, at: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.file.as_file().read_exact_at(&mut bytes, at).unwrap();
+        bytes
+    }
+}
+
+#[test]
+fn the_configuration_names_the_capacity() {
+    let mut rig = rig(Access::ReadOnly);
+    assert_eq!(u64::from_le_bytes(rig.driver.config(0)), SECTORS);
+    assert_eq!(u32::from_le_bytes(rig.driver.config(12)), 254);
+    assert_eq!(u32::from_le_bytes(rig.driver.config(20)), 512);
+    assert_eq!(rig.driver.config(60), [0; 8], "beyond the end");
+    assert_eq!(rig.driver.config(0xe00), [0; 8]);
+}
+
+#[test]
+fn a_read_returns_what_the_file_holds() {
+    let mut rig = rig(Access::ReadOnly);
+    let (status, written) = rig.request(READ, 3, &[Buffer::In(DATA, 1024)]);
+    assert_eq!((status, written), (OK, 1025));
+    let expected: Vec<u8> = (3 * 512..5 * 512).map(pattern).collect();
+    assert_eq!(rig.driver.get(DATA, 1024), expected);
+}
+
+#[test]
+fn a_write_reaches_the_file_and_a_flush_succeeds() {
+    let mut rig = rig(Access::ReadWrite);
+    rig.driver.put(DATA, &[7; 1024]);
+    let data = [Buffer::Out(DATA, 700), Buffer::Out(DATA + 700, 324)];
+    assert_eq!(rig.request(WRITE, 126, &data), (OK, 1));
+    assert_eq!(rig.on_disk(126 * 512, 1024), [7; 1024]);
+    assert_eq!(rig.on_disk(126 * 512 - 1, 1), [pattern(126 * 512 - 1)]);
+    assert_eq!(rig.request(FLUSH, 0, &[]), (OK, 1));
+}
+
+#[test]
+fn a_driver_without_flush_writes_through() {
+    let mut rig = rig(Access::ReadWrite);
+    rig.driver.set_up(feature::EVENT_IDX);
+    rig.driver.put(DATA, &[9; 512]);
+    assert_eq!(rig.request(WRITE, 0, &[Buffer::Out(DATA, 512)]), (OK, 1));
+    assert_eq!(rig.on_disk(0, 512), [9; 512]);
+}
+
+#[test]
+fn a_read_only_disk_refuses_every_change() {
+    let mut rig = rig(Access::ReadOnly);
+    assert_eq!(rig.driver.read(0x10) & 1 << 5, 1 << 5, "VIRTIO_BLK_F_RO");
+    for operation in [WRITE, DISCARD, WRITE_ZEROES] {
+        let status = rig.request(operation, 0, &[Buffer::Out(DATA, 512)]);
+        assert_eq!(status, (IO_ERROR, 1), "operation {operation}");
+    }
+    assert_eq!(rig.request(FLUSH, 0, &[]), (OK, 1));
+    assert_eq!(rig.on_disk(0, 2), [0, 1]);
+}
+
+#[test]
+fn nothing_beyond_the_last_sector_is_touched() {
+    let mut rig = rig(Access::ReadWrite);
+    for (sector, len) in [
+        (SECTORS, 512),
+        (SECTORS - 1, 1024),
+        (u64::MAX, 512),
+        (u64::MAX / 512, 1024),
+        (1 << 55, 512),
+    ] {
+        assert_eq!(
+            rig.request(READ, sector, &[Buffer::In(DATA, len)]),
+            (IO_ERROR, 1)
+        );
+        assert_eq!(
+            rig.request(WRITE, sector, &[Buffer::Out(DATA, len)]),
+            (IO_ERROR, 1)
+        );
+    }
+    assert_eq!(rig.file.as_file().metadata().unwrap().len(), SECTORS * 512);
+    assert_eq!(
+        rig.request(READ, SECTORS, &[]),
+        (OK, 1),
+        "nothing is not beyond"
+    );
+}
+
+#[test]
+fn parts_of_sectors_are_refused() {
+    let mut rig = rig(Access::ReadWrite);
+    for len in [1, 511, 513] {
+        assert_eq!(
+            rig.request(READ, 0, &[Buffer::In(DATA, len)]),
+            (IO_ERROR, 1)
+        );
+        assert_eq!(
+            rig.request(WRITE, 0, &[Buffer::Out(DATA, len)]),
+            (IO_ERROR, 1)
+        );
+    }
+}
+
+#[test]
+fn the_identifier_is_the_first_20_bytes_of_the_name() {
+    let mut rig = rig(Access::ReadOnly);
+    assert_eq!(rig.request(GET_ID, 0, &[Buffer::In(DATA, 20)]), (OK, 21));
+    assert_eq!(rig.driver.get(DATA, 21), b"disk-of-the-test-wit\0");
+    assert_eq!(
+        rig.request(GET_ID, 0, &[Buffer::In(DATA, 19)]),
+        (IO_ERROR, 1)
+    );
+}
+
+#[test]
+fn unknown_operations_are_unsupported() {
+    let mut rig = rig(Access::ReadWrite);
+    for operation in [2, 3, 5, 7, 12, 14, 0x8000_0000, u32::MAX] {
+        assert_eq!(
+            rig.request(operation, 0, &[Buffer::In(DATA, 512)]),
+            (UNSUPPORTED, 1)
+        );
+    }
+}
+
+fn range(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
+    let mut bytes = sector.to_le_bytes().to_vec();
+    bytes.extend(sectors.to_le_bytes());
+    bytes.extend(flags.to_le_bytes());
+    bytes
+}
+
+#[test]
+fn discarded_and_zeroed_ranges_read_as_zeros() {
+    let mut rig = rig(Access::ReadWrite);
+    let mut ranges = range(8, 8, 0);
+    ranges.extend(range(32, 1, 0));
+    rig.driver.put(DATA, &ranges);
+    assert_eq!(rig.request(DISCARD, 0, &[Buffer::Out(DATA, 32)]), (OK, 1));
+    assert_eq!(rig.on_disk(8 * 512, 8 * 512), vec![0; 8 * 512]);
+    assert_eq!(rig.on_disk(32 * 512, 512), vec![0; 512]);
+    assert_eq!(rig.on_disk(33 * 512, 1), [pattern(33 * 512)]);
+    rig.driver.put(DATA, &range(64, 2, 1));
+    assert_eq!(
+        rig.request(WRITE_ZEROES, 0, &[Buffer::Out(DATA, 16)]),
+        (OK, 1)
+    );
+    assert_eq!(rig.on_disk(64 * 512, 1024), vec![0; 1024]);
+    assert_eq!(rig.file.as_file().metadata().unwrap().len(), SECTORS * 512);
+}
+
+#[test]
+fn ranges_that_cannot_be_are_refused() {
+    let mut rig = rig(Access::ReadWrite);
+    for (operation, bytes, status) in [
+        (DISCARD, range(SECTORS, 1, 0), IO_ERROR),
+        (DISCARD, range(0, u32::MAX, 0), IO_ERROR),
+        (DISCARD, range(u64::MAX, 1, 0), IO_ERROR),
+        (DISCARD, range(0, 1, 1), UNSUPPORTED),
+        (WRITE_ZEROES, range(0, 1, 2), UNSUPPORTED),
+        (DISCARD, range(0, 1, 0)[..15].to_vec(), IO_ERROR),
+        (DISCARD, range(0, 1, 0).repeat(33), IO_ERROR),
+    ] {
+        rig.driver.put(DATA, &bytes);
+        let got = rig.request(operation, 0, &[Buffer::Out(DATA, bytes.len() as u32)]);
+        assert_eq!(got, (status, 1));
+    }
+    assert_eq!(rig.on_disk(1, 1), [1]);
+}
+
+#[test]
+fn a_request_without_header_fails_and_one_without_status_comes_back() {
+    let mut rig = rig(Access::ReadOnly);
+    rig.driver.put(STATUS, &[0xaa]);
+    let short = [Buffer::Out(HEADER, 15), Buffer::In(STATUS, 1)];
+    assert_eq!(rig.driver.request(0, &short), 1);
+    assert_eq!(rig.driver.get(STATUS, 1), [IO_ERROR]);
+    assert_eq!(rig.driver.request(0, &[Buffer::Out(HEADER, 16)]), 0);
+    assert!(!rig.driver.needs_reset());
+}
+
+#[test]
+fn a_file_that_became_shorter_is_an_io_error() {
+    let mut rig = rig(Access::ReadOnly);
+    rig.file.as_file().set_len(600).unwrap();
+    let (status, _) = rig.request(READ, 0, &[Buffer::In(DATA, 1024)]);
+    assert_eq!(status, IO_ERROR);
+}
+
+#[test]
+fn reads_are_recorded_as_writes_to_memory() {
+    let mut rig = rig(Access::ReadOnly);
+    let epochs = rig.driver.ram.epochs().clone();
+    let cursor = epochs.cursor();
+    epochs.watch(ram::Gpa(DATA));
+    rig.request(READ, 0, &[Buffer::In(DATA, 4096)]);
+    assert!(epochs.was_written_since(ram::Gpa(DATA), cursor));
+    assert_eq!(epochs.take_watched_writes(), [ram::Gpa(DATA)]);
+}
+
+#[test]
+fn what_is_no_disk_is_refused_with_its_path() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = |path| Block::open(path, Access::ReadOnly, "").unwrap_err();
+    assert!(matches!(open(dir.path()), Error::NotADisk { path } if path == dir.path()));
+    let missing = dir.path().join("missing");
+    assert!(matches!(open(&missing), Error::OpenDisk { path, .. } if path == missing));
+}
+
+#[test]
+fn the_end_of_a_file_that_fills_no_sector_is_left_out() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    File::set_len(file.as_file(), 1500).unwrap();
+    assert_eq!(
+        Block::open(file.path(), Access::ReadOnly, "")
+            .unwrap()
+            .sectors(),
+        2
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn data_scattered_over_memory_arrive_in_order(
+        sector in 0u64..64,
+        cuts in proptest::collection::btree_set(1u32..8192, 0..20),
+    ) {
+        let mut rig = rig(Access::ReadWrite);
+        // 8192 bytes in pieces, each on pages of its own.
+        let mut pieces = Vec::new();
+        let mut from = 0;
+        for (nth, to) in cuts.into_iter().chain([8192]).enumerate() {
+            pieces.push((DATA + 0x3000 * nth as u64 + 5, from, to - from));
+            from = to;
+        }
+        let input: Vec<_> = pieces.iter().map(|&(at, _, len)| Buffer::In(at, len)).collect();
+        prop_assert_eq!(rig.request(READ, sector, &input), (OK, 8193));
+        for &(at, from, len) in &pieces {
+            let first = sector * 512 + u64::from(from);
+            let expected: Vec<u8> = (first..first + u64::from(len)).map(pattern).collect();
+            prop_assert_eq!(rig.driver.get(at, len as usize), expected);
+        }
+        let output: Vec<_> = pieces.iter().map(|&(at, _, len)| Buffer::Out(at, len)).collect();
+        prop_assert_eq!(rig.request(WRITE, 112, &output), (OK, 1));
+        prop_assert_eq!(rig.on_disk(112 * 512, 8192), rig.on_disk(sector * 512, 8192));
+    }
+}

@@ -1,0 +1,219 @@
+//! Real commands in real machines on the software engine: what goes in, what comes out.
+
+mod support;
+
+use std::io::Write;
+use std::process::Stdio;
+
+use support::{Home, ended, refused, stderr, stdout};
+
+#[test]
+fn output_comes_back() {
+    let home = Home::new();
+    let output = home.run(&[&home.busybox(), "echo", "hello", "world"]);
+    ended(&output, 0);
+    assert_eq!(stdout(&output), "hello world\n");
+    home.is_swept();
+}
+
+#[test]
+fn standard_output_and_error_stay_apart() {
+    let home = Home::new();
+    let output = home.run(&[&home.busybox(), "sh", "-c", "echo out; echo err >&2"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(
+        (stdout(&output).as_str(), stderr(&output).as_str()),
+        ("out\n", "err\n")
+    );
+}
+
+#[test]
+fn exit_codes_come_back_as_docker_has_them() {
+    let home = Home::new();
+    let image = home.busybox();
+    ended(&home.run(&[&image, "true"]), 0);
+    ended(&home.run(&[&image, "sh", "-c", "exit 3"]), 3);
+    ended(&home.run(&[&image, "sh", "-c", "kill -9 $$"]), 137);
+    ended(&home.run(&[&image, "sh", "-c", "kill -TERM $$"]), 143);
+    refused(
+        &home.run(&[&image, "no-such-program"]),
+        127,
+        &["no-such-program"],
+    );
+    refused(
+        &home.run(&[&image, "/srv/not-executable"]),
+        126,
+        &["not-executable"],
+    );
+    refused(
+        &home.run(&["-u", "nobody-here", &image, "true"]),
+        125,
+        &["nobody-here", "--user"],
+    );
+    home.is_swept();
+}
+
+#[test]
+fn the_images_configuration_and_the_options_are_honoured() {
+    let home = Home::new();
+    let image = home.busybox();
+    let report = "pwd; id -u; id -g; hostname; echo $FROM_IMAGE $GIVEN";
+    let output = home.run(&["--name", "box", &image, "sh", "-c", report]);
+    ended(&output, 0);
+    assert_eq!(stdout(&output), "/root\n0\n0\nbox\nyes\n");
+    let output = home.run(&[
+        "-w",
+        "/srv/new",
+        "-u",
+        "user",
+        "--hostname",
+        "host",
+        "-e",
+        "GIVEN=a b",
+        "-e",
+        "FROM_IMAGE",
+        &image,
+        "sh",
+        "-c",
+        report,
+    ]);
+    ended(&output, 0);
+    assert_eq!(stdout(&output), "/srv/new\n1000\n1000\nhost\na b\n");
+    let output = home.run(&["--entrypoint", "echo", &image, "instead"]);
+    ended(&output, 0);
+    assert_eq!(stdout(&output), "instead\n");
+    home.is_swept();
+}
+
+#[test]
+fn standard_input_reaches_the_command_and_ends() {
+    let home = Home::new();
+    let image = home.busybox();
+    let mut child = home.start(&["-i", &image, "sh", "-c", "wc -c; echo done"]);
+    let mut stdin = child.stdin.take().expect("piped");
+    // More than all buffers on the way hold.
+    let writer =
+        std::thread::spawn(move || stdin.write_all(&vec![b'x'; 3_000_000]).expect("written"));
+    let output = child.wait_with_output().expect("ended");
+    writer.join().expect("written");
+    ended(&output, 0);
+    assert_eq!(stdout(&output), "3000000\ndone\n");
+    home.is_swept();
+}
+
+#[test]
+fn without_interactive_the_command_has_no_input() {
+    let home = Home::new();
+    let image = home.busybox();
+    let mut command = home.kombi(&["run", &image, "wc", "-c"]);
+    let mut child = command.stdin(Stdio::piped()).spawn().expect("started");
+    let mut stdin = child.stdin.take().expect("piped");
+    stdin.write_all(b"never read").expect("written");
+    let output = child.wait_with_output().expect("ended");
+    ended(&output, 0);
+    assert_eq!(stdout(&output).trim(), "0");
+}
+
+#[test]
+fn megabytes_of_output_arrive_whole() {
+    let home = Home::new();
+    let output = home.run(&[&home.busybox(), "seq", "1", "500000"]);
+    ended(&output, 0);
+    let expected: String = (1..=500_000).map(|n| format!("{n}\n")).collect();
+    assert!(
+        stdout(&output) == expected,
+        "{} bytes of {}",
+        output.stdout.len(),
+        expected.len()
+    );
+}
+
+#[test]
+fn a_directory_can_be_the_root() {
+    let home = Home::new();
+    let root = home.path("root");
+    std::fs::create_dir_all(root.join("bin")).expect("made");
+    std::fs::copy("/bin/busybox", root.join("bin/busybox")).expect("copied");
+    let image = format!("rootfs:{}", root.display());
+    let output = home.run(&[&image, "/bin/busybox", "echo", "hello"]);
+    ended(&output, 0);
+    assert_eq!(stdout(&output), "hello\n");
+    home.is_swept();
+}
+
+#[test]
+fn higher_layers_cover_lower_ones() {
+    let home = Home::new();
+    let busybox = std::fs::read("/bin/busybox").expect("busybox-static is installed");
+    let mut lower = tar::Builder::new(Vec::new());
+    support::append(
+        &mut lower,
+        "bin/sh",
+        0o755,
+        tar::EntryType::Regular,
+        &busybox,
+    );
+    support::append(&mut lower, "a", 0o644, tar::EntryType::Regular, b"lower\n");
+    support::append(&mut lower, "b", 0o644, tar::EntryType::Regular, b"lower\n");
+    let mut upper = tar::Builder::new(Vec::new());
+    support::append(&mut upper, "a", 0o644, tar::EntryType::Regular, b"upper\n");
+    support::append(&mut upper, ".wh.b", 0o644, tar::EntryType::Regular, b"");
+    let layers = [
+        lower.into_inner().expect("finished"),
+        upper.into_inner().expect("finished"),
+    ];
+    let image = home.image("layers", "\"Env\":[\"PATH=/bin\"]", &layers);
+    let script = "read x < /a; echo $x; test -e /b || echo gone; echo w > /c; read x < /c; echo $x";
+    let output = home.run(&[&image, "sh", "-c", script]);
+    ended(&output, 0);
+    assert_eq!(stdout(&output), "upper\ngone\nw\n");
+}
+
+#[test]
+fn machines_run_side_by_side_and_names_are_unique() {
+    let home = Home::new();
+    let image = home.busybox();
+    let mut first = home.start(&[
+        "-i",
+        "--name",
+        "one",
+        &image,
+        "sh",
+        "-c",
+        "echo up; read x; echo $x",
+    ]);
+    let mut reader = std::io::BufReader::new(first.stdout.take().expect("piped"));
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut reader, &mut line).expect("read");
+    assert_eq!(line, "up\n");
+    refused(
+        &home.run(&["--name", "one", &image, "true"]),
+        125,
+        &["\"one\"", "choose another --name"],
+    );
+    let output = home.run(&["--name", "two", &image, "echo", "beside"]);
+    ended(&output, 0);
+    first
+        .stdin
+        .take()
+        .expect("piped")
+        .write_all(b"bye\n")
+        .expect("written");
+    line.clear();
+    std::io::BufRead::read_line(&mut reader, &mut line).expect("read");
+    assert_eq!(line, "bye\n");
+    assert_eq!(first.wait().expect("ended").code(), Some(0));
+    home.is_swept();
+}
+
+#[test]
+fn doctor_finds_that_machines_can_run_here() {
+    let home = Home::new();
+    let output = home.kombi(&["doctor", "--json"]).output().expect("started");
+    ended(&output, 0);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(
+        (&report["ok"], &report["engine"]["use"]),
+        (&true.into(), &"soft".into())
+    );
+}

@@ -150,6 +150,11 @@ impl FakeDriver {
         &self.rings[queue]
     }
 
+    /// The head that the next request will get.
+    pub(crate) fn next_head(&self, queue: usize) -> u16 {
+        self.rings[queue].next_desc
+    }
+
     /// How many queues were set up.
     pub(crate) fn queues(&self) -> usize {
         self.rings.len()

@@ -173,13 +173,24 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Complaint> {
     let terminal = args
         .tty
         .then(|| terminal::size().unwrap_or(TerminalSize { rows: 24, cols: 80 }));
-    let engine = Engine::from(args.engine);
-    sandbox::host::choose_engine(engine, args.cpus)?;
     let search = Search {
         kernel: args.kernel,
         ..Search::from_env()
     };
-    let (kernel, initramfs, vmm) = (search.kernel()?, search.initramfs()?, search.vmm()?);
+    let mut plan = Plan {
+        name: args.name,
+        hostname: args.hostname,
+        kernel: search.kernel()?,
+        initramfs: search.initramfs()?,
+        vmm: search.vmm()?,
+        layers: Vec::new(),
+        vcpus: args.cpus,
+        memory_mib: args.memory,
+        engine: args.engine.into(),
+        boot_timeout: args.boot_timeout,
+        verbose: args.verbose,
+    };
+    plan.check()?;
 
     let image = prepare(&reference, args.quiet)?;
     let defaults = ImageDefaults {
@@ -199,19 +210,7 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Complaint> {
         stdin: args.interactive,
     };
     let process = process_spec(defaults, overrides)?;
-    let plan = Plan {
-        name: args.name,
-        hostname: args.hostname,
-        kernel,
-        initramfs,
-        vmm,
-        layers: image.layers,
-        vcpus: args.cpus,
-        memory_mib: args.memory,
-        engine,
-        boot_timeout: args.boot_timeout,
-        verbose: args.verbose,
-    };
+    plan.layers = image.layers;
 
     // From here on signals are requests; before, they may just end us.
     let mut signals = Signals::catch(args.tty)

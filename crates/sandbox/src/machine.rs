@@ -68,6 +68,23 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Looks for what is wrong whatever the image is, and says which engine it will be.
+    ///
+    /// # Errors
+    /// [`Error::TooLittleMemory`], [`Error::Engine`], [`Error::BadName`].
+    pub fn check(&self) -> Result<Engine, Error> {
+        if self.memory_mib < MEMORY_MIB_LEAST {
+            return Err(Error::TooLittleMemory {
+                asked_mib: self.memory_mib,
+                least_mib: MEMORY_MIB_LEAST,
+            });
+        }
+        if let Some(name) = &self.name {
+            check_name(name)?;
+        }
+        host::choose_engine(self.engine, self.vcpus)
+    }
+
     /// Starts the monitor. The calling thread must live as long as the machine.
     ///
     /// # Errors
@@ -81,18 +98,9 @@ impl Plan {
     /// # Errors
     /// Those of [`Plan::launch`].
     pub fn launch_in(self, runtime_parent: &std::path::Path) -> Result<Booting, Error> {
-        if self.memory_mib < MEMORY_MIB_LEAST {
-            return Err(Error::TooLittleMemory {
-                asked_mib: self.memory_mib,
-                least_mib: MEMORY_MIB_LEAST,
-            });
-        }
-        let engine = host::choose_engine(self.engine, self.vcpus)?;
+        let engine = self.check()?;
         let id = match &self.name {
-            Some(name) => {
-                check_name(name)?;
-                name.clone()
-            }
+            Some(name) => name.clone(),
             None => random_id()?,
         };
         let started = Instant::now();

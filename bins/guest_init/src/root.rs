@@ -111,13 +111,12 @@ fn mount_root(layers: u16) -> Result<(), InitError> {
         )
         .map_err(InitError::system("set mode of", "/w/u"))?;
     }
-    // Nothing that is written outlives the machine: no need to sync it.
-    let options = CString::new(format!(
-        "lowerdir{stack},upperdir=/w/u,workdir=/w/k,volatile"
-    ))
-    .map_err(|_nul| InitError::Nul {
-        what: "overlay option",
-    })?;
+    let options =
+        CString::new(format!("lowerdir{stack},upperdir=/w/u,workdir=/w/k")).map_err(|_nul| {
+            InitError::Nul {
+                what: "overlay option",
+            }
+        })?;
     mount(
         "overlay",
         "/r",

@@ -13,6 +13,9 @@ pub const I8042_FIRST_PORT: u16 = 0x60;
 /// From the data port to the command port.
 pub const I8042_PORTS: u64 = 5;
 
+/// Offset of the command port, which reads as status.
+const COMMAND: u8 = 4;
+
 /// Answers at [`I8042_FIRST_PORT`]; its status always says that it can take a
 /// command, and command 0xfe resets the machine.
 pub struct I8042 {
@@ -41,8 +44,10 @@ impl I8042 {
 
 impl PioDevice for I8042 {
     fn read(&mut self, offset: u16, data: &mut [u8]) {
-        data.fill(0);
-        if let ([byte], Ok(offset)) = (data, u8::try_from(offset)) {
+        // The ports between data and command belong to others, who are not there:
+        // Linux would wait forever for a bit of port 0x61 that stays 0.
+        data.fill(0xff);
+        if let ([byte], Ok(offset @ (0 | COMMAND))) = (data, u8::try_from(offset)) {
             *byte = self.device.read(offset);
         }
     }
@@ -90,5 +95,7 @@ mod tests {
         device.read(4, &mut status);
         // Bit 1: the input buffer is full; Linux waits for it to clear.
         assert_eq!(status[0] & 0b11, 0);
+        device.read(1, &mut status);
+        assert_eq!(status, [0xff], "port 0x61 is not ours");
     }
 }

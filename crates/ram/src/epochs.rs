@@ -19,6 +19,7 @@ use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
 
 use crate::Gpa;
 use crate::layout::{HIGH_START, LOW_END, Layout, PAGE_SIZE};
+use crate::map::{zeroed_u32, zeroed_u64};
 
 const LOW_PAGES_MAX: u64 = LOW_END / PAGE_SIZE;
 const HIGH_FIRST_PAGE: u64 = HIGH_START / PAGE_SIZE;
@@ -218,16 +219,6 @@ impl PageEpochs {
         };
         Gpa(page * PAGE_SIZE)
     }
-}
-
-// `vec![0; n]` comes zeroed from the kernel without touching its pages; collecting
-// in place keeps that allocation.
-fn zeroed_u32(n: usize) -> Box<[AtomicU32]> {
-    vec![0u32; n].into_iter().map(AtomicU32::new).collect()
-}
-
-fn zeroed_u64(n: usize) -> Box<[AtomicU64]> {
-    vec![0u64; n].into_iter().map(AtomicU64::new).collect()
 }
 
 /// What a region of [`crate::GuestMemory`] records its writes with. It also keeps

@@ -3,12 +3,13 @@
 //! Invariant: one reserved span of addresses holds both regions at their
 //! guest-physical offsets; the rest of it, and the page after it, is
 //! inaccessible. It is unmapped when the last handle that can reach it goes.
-#![allow(unsafe_code)] // mmap and munmap, and vm_memory's regions made from raw mappings
+#![allow(unsafe_code)] // mmap and munmap, vm_memory's regions made from raw mappings, zeroed atomics
 
 use std::ffi::c_void;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
@@ -239,4 +240,16 @@ fn make_memfd(bytes: u64) -> rustix::io::Result<OwnedFd> {
     rustix::fs::ftruncate(&memfd, bytes)?;
     rustix::fs::fcntl_add_seals(&memfd, SealFlags::SHRINK | SealFlags::GROW)?;
     Ok(memfd)
+}
+
+/// Zeros that the host does not back before they are touched.
+pub(crate) fn zeroed_u32(n: usize) -> Box<[AtomicU32]> {
+    // SAFETY: all zeros is a valid AtomicU32.
+    unsafe { Box::new_zeroed_slice(n).assume_init() }
+}
+
+/// As [`zeroed_u32`].
+pub(crate) fn zeroed_u64(n: usize) -> Box<[AtomicU64]> {
+    // SAFETY: all zeros is a valid AtomicU64.
+    unsafe { Box::new_zeroed_slice(n).assume_init() }
 }

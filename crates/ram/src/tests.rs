@@ -1,3 +1,5 @@
+//! Memory, epochs, and files and sockets in and out of them.
+
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::os::fd::AsFd;

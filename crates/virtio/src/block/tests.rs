@@ -1,3 +1,5 @@
+//! The disk, by an honest and a hostile driver.
+
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex};

@@ -1,3 +1,5 @@
+//! The random source, by an honest and a hostile driver.
+
 use std::sync::{Arc, Mutex};
 
 use super::Rng;

@@ -1,3 +1,5 @@
+//! Registers and rings, by an honest and a hostile driver.
+
 use std::sync::{Arc, Mutex};
 
 use bus::{Lifecycle, MmioDevice};

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use ram::volatile;
 use rustix::net::SendFlags;
 
-use super::poller::Ready;
+use super::poller::{Poller, Ready, Token};
 use super::spec::{Header, Operation, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use crate::Buffers;
 
@@ -90,6 +90,8 @@ pub(super) struct Connection {
     host_end_told: u32,
     write_side_closed: bool,
     expires: Option<Instant>,
+    /// Polled for room to write.
+    output_polled: bool,
     /// Waits in the muxer's line of connections with packets.
     pub(super) in_line: bool,
 }
@@ -129,6 +131,7 @@ impl Connection {
             host_end_told: 0,
             write_side_closed: false,
             expires: None,
+            output_polled: false,
             in_line: false,
         }
     }
@@ -136,6 +139,15 @@ impl Connection {
     /// When to give up on it.
     pub(super) fn expires(&self) -> Option<Instant> {
         self.expires
+    }
+
+    /// Has the socket polled for room to write exactly while something waits.
+    pub(super) fn poll_as_needed(&mut self, poller: &Poller, token: Token) {
+        let wanted = !self.backlog.is_empty();
+        if wanted != self.output_polled {
+            self.output_polled = wanted;
+            poller.poll_output(&self.socket, token, wanted);
+        }
     }
 
     /// Takes a packet of the guest.

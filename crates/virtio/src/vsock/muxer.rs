@@ -275,11 +275,13 @@ impl Muxer {
         }
     }
 
-    /// Puts a connection that has a packet in line, and its time limit down.
+    /// Puts a connection that has a packet in line, its time limit down, and has
+    /// it polled for what it waits for.
     fn settle(&mut self, token: Token) {
         let Some((_, connection)) = self.connections.get_mut(&token) else {
             return;
         };
+        connection.poll_as_needed(&self.poller, token);
         if connection.has_packet() && !connection.in_line {
             connection.in_line = true;
             self.line.push_back(token);

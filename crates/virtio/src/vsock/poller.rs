@@ -31,6 +31,11 @@ pub(super) struct Ready {
     pub(super) hung_up: bool,
 }
 
+/// A socket whose other end reads would wake us each time if it were polled for
+/// output without need.
+const INPUT: EventFlags = EventFlags::IN
+    .union(EventFlags::RDHUP)
+    .union(EventFlags::ET);
 const TIMER: Token = Token(u64::MAX);
 const EVENTS_MAX: usize = 64;
 
@@ -59,15 +64,23 @@ impl Poller {
         Ok(Self { epoll, timer })
     }
 
-    /// Polls `socket` until it is closed or removed.
+    /// Polls `socket` for input until it is closed or removed.
     pub(super) fn add(&self, socket: impl AsFd, token: Token) -> io::Result<()> {
-        let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
-        Ok(epoll::add(
-            &self.epoll,
-            socket,
-            EventData::new_u64(token.0),
-            flags,
-        )?)
+        let data = EventData::new_u64(token.0);
+        Ok(epoll::add(&self.epoll, socket, data, INPUT)?)
+    }
+
+    /// Polls `socket`, which was added, for room to write as well, or no more.
+    /// What is ready already counts as happening now.
+    pub(super) fn poll_output(&self, socket: impl AsFd, token: Token, wanted: bool) {
+        let output = if wanted {
+            EventFlags::OUT
+        } else {
+            EventFlags::empty()
+        };
+        let data = EventData::new_u64(token.0);
+        let changed = epoll::modify(&self.epoll, socket, data, INPUT | output);
+        debug_assert!(changed.is_ok(), "the socket was added");
     }
 
     pub(super) fn remove(&self, socket: impl AsFd) {

@@ -15,6 +15,10 @@ fn a_guest_talks_to_a_host_that_listens() {
     // Inside of the notification: no turn of the event loop in between.
     host.set_nonblocking(true).unwrap();
     assert_eq!(read(&mut host, 14), b"from the guest");
+    while rig.turn() {}
+    rig.send(Operation::Data, ports, 0, b"more");
+    assert_eq!(read(&mut host, 4), b"more");
+    assert!(!rig.turn(), "a host that reads is nothing to wake up for");
     host.write_all(b"from the host").unwrap();
     assert_eq!(rig.expect(Operation::Data).1, b"from the host");
     rig.expect_nothing();

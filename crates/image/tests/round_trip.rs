@@ -502,3 +502,18 @@ fn sparse_files_have_their_holes_in_all_tar_forms() {
         assert_eq!(tree[&b"after"[..]].data, b"what follows", "{format:?}");
     }
 }
+
+#[test]
+fn inode_that_ends_with_a_block_does_not_end_the_image() {
+    // With names of three bytes, 102 or 103 empty files after the root end exactly at the second block.
+    for count in 98..108 {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut tar = Tar::new();
+        for n in 0..count {
+            tar = tar.file(&format!("{n:03}"), b"");
+        }
+        let path = prepare(dir.path(), layout::plain(tar.end()));
+        assert_eq!(walk(&fs::read(&path).expect("the layer")).len(), count + 1);
+        run("fsck.erofs", &[path.to_str().expect("UTF-8")]);
+    }
+}

@@ -10,6 +10,8 @@ MAKEFLAGS += --no-print-directory
 GUEST_TARGET := x86_64-unknown-linux-gnu
 GUEST := target/guest
 RELEASE := target/release
+# static, at a fixed address: no start-up relocations
+INIT_FLAGS := -C target-feature=+crt-static -C relocation-model=static
 INIT := target/$(GUEST_TARGET)/guest/kombi-init
 say = @printf '\033[1m==> %s\033[0m\n' "$(1)"
 
@@ -40,7 +42,7 @@ programs: ## Build target/release/kombi, target/release/kombi-vmm and the guest'
 	$(call say,kombi and kombi-vmm)
 	@cargo build --release --locked -p cli -p vmm
 	$(call say,guest init)
-	@RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --profile guest --target $(GUEST_TARGET) -p guest_init
+	@RUSTFLAGS="$(INIT_FLAGS)" cargo build --locked --profile guest --target $(GUEST_TARGET) -p guest_init
 	@mkdir -p $(GUEST)
 	@cargo xtask initramfs $(INIT) $(GUEST)/initramfs.cpio
 

@@ -36,13 +36,13 @@ pub(crate) fn boot(guests: &Guests) -> Result<bool> {
 /// A cached image, start to exit of `true`.
 pub(crate) fn run(guests: &Guests) -> Result<bool> {
     println!("\nrun: kombi run of a cached busybox image, start to exit of true");
-    println!("  QEMU: the same root and kernel; its init only powers off");
+    println!("  QEMU: the same root and kernel; its init only reboots");
     let layer = guests.only_layer(&guests.busybox)?;
     rivals::whole_run(&mut guests.kombi_run(&guests.busybox, &["true"]), 0)?;
     let mut pairs = Pairs::default();
     for _ in 0..11 {
         let (ours, _) = rivals::whole_run(&mut guests.kombi_run(&guests.busybox, &["true"]), 0)?;
-        let mut qemu = rivals::qemu_root(guests, &layer, "/bin/busybox -- poweroff -f");
+        let mut qemu = rivals::qemu_root(guests, &layer, "/bin/busybox -- reboot -f");
         let (theirs, _) = rivals::whole_run(&mut qemu, 0)?;
         pairs.add(milliseconds(ours), milliseconds(theirs));
     }

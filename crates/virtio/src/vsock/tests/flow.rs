@@ -181,3 +181,31 @@ fn a_guest_that_takes_no_packets_is_not_listened_to() {
     }
     assert_eq!(resets, taken + 1, "and then it is again");
 }
+
+#[test]
+fn a_long_stream_arrives_whole_and_in_order() {
+    let mut rig = rig();
+    let (ports, mut host) = rig.guest_connects(1000, 52);
+    let sent: Vec<u8> = (0..1u32 << 20).map(|n| (n ^ n >> 9) as u8).collect();
+    let writer = std::thread::spawn({
+        let sent = sent.clone();
+        move || {
+            host.write_all(&sent).unwrap();
+            host
+        }
+    });
+    let mut got = Vec::new();
+    while got.len() < sent.len() {
+        let (header, data) = rig.take();
+        match Operation::parse(header.op) {
+            Some(Operation::Data) => got.extend(data),
+            Some(Operation::CreditRequest) => {
+                rig.consumed = got.len() as u32;
+                rig.send(Operation::CreditUpdate, ports, 0, &[]);
+            }
+            other => panic!("{other:?} in the middle of a stream"),
+        }
+    }
+    assert!(got == sent);
+    writer.join().unwrap();
+}

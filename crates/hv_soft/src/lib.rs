@@ -1,1 +1,54 @@
-//! the software engine: MMU, local APIC, code cache, dispatch.
+//! The software engine: runs a 64-bit guest on any x86-64 host with BMI2, without
+//! KVM and without privileges, by translating guest code to host code.
+//!
+//! ```text
+//! vcpu ─▶ dispatch ─▶ enter ⇄ translated code (codebuf)
+//!            │                    │ exits: fault, context
+//!            ├─ translate ─▶ translator, blocks
+//!            ├─ mmu (walk, tlb, access)
+//!            ├─ interp (what is not translated), exceptions, msr, cpuid
+//!            └─ interrupts ─▶ apic (local, ioapic), clock, doorbell
+//! ```
+//!
+//! Unsafe code is in `codebuf` (the code cache), `enter` (into translated code and
+//! back), `fault` (signal handlers) and `guest_ram` (raw guest memory), each behind
+//! a safe interface; every other module forbids it.
+//!
+//! What is not enforced: CR0.TS and CR0.EM before x87 and SSE instructions, alignment
+//! checks (RFLAGS.AC), single steps (TF) and hardware breakpoints. 32-bit code does
+//! not run: a far transfer to it raises #GP. Dirty bits of the guest's page tables
+//! may be set for pages that were only read through the stack pointer.
+//!
+//! Left to others: devices, boot, threads (`machine`).
+#![deny(unsafe_code)]
+
+mod apic;
+mod blocks;
+mod clock;
+mod codebuf;
+mod cpu;
+mod cpuid;
+mod decoded;
+mod dispatch;
+mod doorbell;
+mod enter;
+mod exceptions;
+mod fault;
+mod guest_ram;
+mod interp;
+mod interrupts;
+mod mmu;
+mod msr;
+mod partition;
+mod state;
+mod stats;
+mod translate;
+mod vcpu;
+
+pub use cpuid::host_check;
+pub use partition::{Options, SoftHypervisor, SoftPartition};
+pub use stats::EngineStats;
+pub use vcpu::SoftVcpu;
+
+/// The engine's name, as in `--engine`.
+const NAME: &str = "soft";

@@ -6,6 +6,10 @@
 #![forbid(unsafe_code)]
 
 pub mod control;
+pub mod cpuid;
+pub mod descriptor;
+pub mod msr;
+pub mod paging;
 pub mod registers;
 pub mod state;
 

@@ -114,8 +114,18 @@ impl VcpuState {
     /// then changes into what the boot protocol wants.
     #[must_use]
     pub fn after_reset() -> Self {
-        let data = Segment { selector: 0, base: 0, limit: 0xffff, rights: 0x0093 };
-        let code = Segment { selector: 0xf000, base: 0xffff_0000, limit: 0xffff, rights: 0x009b };
+        let data = Segment {
+            selector: 0,
+            base: 0,
+            limit: 0xffff,
+            rights: 0x0093,
+        };
+        let code = Segment {
+            selector: 0xf000,
+            base: 0xffff_0000,
+            limit: 0xffff,
+            rights: 0x009b,
+        };
         let mut fxsave = vec![0; 512];
         // FCW and MXCSR (SDM vol. 1, §8.1.5 and §10.2.3)
         fxsave[0..2].copy_from_slice(&0x037f_u16.to_le_bytes());
@@ -125,10 +135,24 @@ impl VcpuState {
             rip: 0xfff0,
             rflags: 2,
             segments: [data, code, data, data, data, data],
-            tr: Segment { rights: 0x008b, limit: 0xffff, ..Segment::default() },
-            ldtr: Segment { rights: 0x0082, limit: 0xffff, ..Segment::default() },
-            gdt: DescriptorTable { base: 0, limit: 0xffff },
-            idt: DescriptorTable { base: 0, limit: 0xffff },
+            tr: Segment {
+                rights: 0x008b,
+                limit: 0xffff,
+                ..Segment::default()
+            },
+            ldtr: Segment {
+                rights: 0x0082,
+                limit: 0xffff,
+                ..Segment::default()
+            },
+            gdt: DescriptorTable {
+                base: 0,
+                limit: 0xffff,
+            },
+            idt: DescriptorTable {
+                base: 0,
+                limit: 0xffff,
+            },
             cr0: 0x6000_0010,
             cr2: 0,
             cr3: 0,
@@ -139,7 +163,11 @@ impl VcpuState {
             debug: [0, 0, 0, 0, 0xffff_0ff0, 0x400],
             fxsave,
             msrs: Vec::new(),
-            apic: LocalApic { base: 0xfee0_0900, registers: Vec::new(), tsc_deadline: 0 },
+            apic: LocalApic {
+                base: 0xfee0_0900,
+                registers: Vec::new(),
+                tsc_deadline: 0,
+            },
             events: PendingEvents::default(),
         }
     }

@@ -1,0 +1,233 @@
+//! The IOAPIC (Intel 82093AA, §3): 24 pins, edge- and level-triggered.
+//!
+//! ```text
+//! level pin:  line high, not masked, remote IRR clear ─▶ message, remote IRR set
+//!             EOI ─▶ remote IRR clear ─▶ line still high? message again
+//! edge pin:   rise ─▶ pending ─▶ not masked? message, pending clear
+//! ```
+
+/// Where it is mapped.
+pub(crate) const BASE: u64 = 0xfec0_0000;
+/// Number of pins.
+pub(crate) const PINS: usize = 24;
+/// Delivery mode: to all destinations.
+pub(crate) const FIXED: u8 = 0;
+/// Delivery mode: to one of them.
+pub(crate) const LOWEST: u8 = 1;
+/// Delivery mode: non-maskable.
+pub(crate) const NMI: u8 = 4;
+
+const SELECT: u64 = 0x00;
+const WINDOW: u64 = 0x10;
+const EOI: u64 = 0x40;
+/// 24 entries; version 0x20 has the EOI register.
+const VERSION: u32 = (PINS as u32 - 1) << 16 | 0x20;
+
+const LOGICAL: u64 = 1 << 11;
+const REMOTE_IRR: u64 = 1 << 14;
+const LEVEL: u64 = 1 << 15;
+const MASKED: u64 = 1 << 16;
+const READ_ONLY: u64 = 1 << 12 | REMOTE_IRR;
+
+/// An interrupt for local APICs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Message {
+    pub(crate) vector: u8,
+    pub(crate) delivery: u8,
+    pub(crate) level: bool,
+    logical: bool,
+    destination: u8,
+}
+
+impl Message {
+    /// Whether the vCPU is meant. Logical destinations are flat: one bit a CPU.
+    pub(crate) fn reaches(&self, id: u32) -> bool {
+        if self.destination == 0xff {
+            return true;
+        }
+        if self.logical {
+            id < 8 && self.destination >> id & 1 != 0
+        } else {
+            u32::from(self.destination) == id
+        }
+    }
+}
+
+/// The chip.
+pub(crate) struct IoApic {
+    select: u8,
+    id: u32,
+    redirection: [u64; PINS],
+    lines: u32,
+    pending: u32,
+}
+
+impl IoApic {
+    pub(crate) fn new() -> Self {
+        Self { select: 0, id: 0, redirection: [MASKED; PINS], lines: 0, pending: 0 }
+    }
+
+    /// Drives a line. Lines that do not exist are ignored.
+    pub(crate) fn set_line(&mut self, pin: u32, high: bool) -> Option<Message> {
+        let entry = *self.redirection.get(pin as usize)?;
+        let (was, bit) = (self.lines >> pin & 1 != 0, 1 << pin);
+        if high {
+            self.lines |= bit;
+            if !was && entry & LEVEL == 0 {
+                self.pending |= bit;
+            }
+        } else {
+            self.lines &= !bit;
+        }
+        self.service(pin as usize)
+    }
+
+    fn service(&mut self, pin: usize) -> Option<Message> {
+        let entry = self.redirection.get_mut(pin)?;
+        if *entry & MASKED != 0 {
+            return None;
+        }
+        let bit = 1 << pin;
+        let level = *entry & LEVEL != 0;
+        if level {
+            if self.lines & bit == 0 || *entry & REMOTE_IRR != 0 {
+                return None;
+            }
+            *entry |= REMOTE_IRR;
+        } else {
+            if self.pending & bit == 0 {
+                return None;
+            }
+            self.pending &= !bit;
+        }
+        Some(Message {
+            vector: *entry as u8,
+            delivery: (*entry >> 8) as u8 & 7,
+            level,
+            logical: *entry & LOGICAL != 0,
+            destination: (*entry >> 56) as u8,
+        })
+    }
+
+    /// Ends one pin's interrupt; to be called until it gives nothing more.
+    pub(crate) fn end_of_interrupt(&mut self, vector: u8) -> Option<Message> {
+        for pin in 0..PINS {
+            let entry = &mut self.redirection[pin];
+            if *entry & (LEVEL | REMOTE_IRR) == LEVEL | REMOTE_IRR && *entry as u8 == vector {
+                *entry &= !REMOTE_IRR;
+                if let Some(message) = self.service(pin) {
+                    // Several pins may share a vector: one message serves all, the
+                    // others follow with its own end of interrupt.
+                    for other in &mut self.redirection[pin + 1..] {
+                        let ended = *other & (LEVEL | REMOTE_IRR) == LEVEL | REMOTE_IRR;
+                        if ended && *other as u8 == vector {
+                            *other &= !REMOTE_IRR;
+                        }
+                    }
+                    return Some(message);
+                }
+            }
+        }
+        None
+    }
+
+    /// A 32-bit load.
+    pub(crate) fn read(&self, at: u64) -> u32 {
+        match at - BASE {
+            SELECT => u32::from(self.select),
+            WINDOW => match self.select {
+                0 | 2 => self.id,
+                1 => VERSION,
+                index => match self.redirection.get(usize::from(index.wrapping_sub(0x10) / 2)) {
+                    Some(entry) if index & 1 == 0 => *entry as u32,
+                    Some(entry) => (*entry >> 32) as u32,
+                    None => 0,
+                },
+            },
+            _ => 0,
+        }
+    }
+
+    /// A 32-bit store.
+    pub(crate) fn write(&mut self, at: u64, value: u32) -> Option<Message> {
+        match at - BASE {
+            SELECT => self.select = value as u8,
+            WINDOW => match self.select {
+                0 => self.id = value & 0x0f00_0000,
+                index => {
+                    let pin = usize::from(index.wrapping_sub(0x10) / 2);
+                    let entry = self.redirection.get_mut(pin)?;
+                    let value = u64::from(value);
+                    let new = if index & 1 == 0 {
+                        *entry & !0xffff_ffff | value
+                    } else {
+                        *entry & 0xffff_ffff | value << 32
+                    };
+                    *entry = new & !READ_ONLY | *entry & READ_ONLY;
+                    if *entry & LEVEL == 0 {
+                        *entry &= !REMOTE_IRR;
+                    }
+                    return self.service(pin);
+                }
+            },
+            EOI => return self.end_of_interrupt(value as u8),
+            _ => {}
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn program(chip: &mut IoApic, pin: u8, low: u32) -> Option<Message> {
+        chip.write(BASE, u32::from(0x11 + pin * 2));
+        chip.write(BASE + WINDOW, 0);
+        chip.write(BASE, u32::from(0x10 + pin * 2));
+        chip.write(BASE + WINDOW, low)
+    }
+
+    #[test]
+    fn an_edge_interrupts_once_and_again_only_after_a_new_rise() {
+        let mut chip = IoApic::new();
+        assert_eq!(program(&mut chip, 4, 0x31), None);
+        assert_eq!(chip.set_line(4, true).map(|m| (m.vector, m.level)), Some((0x31, false)));
+        assert_eq!(chip.set_line(4, true), None);
+        assert_eq!(chip.set_line(4, false), None);
+        assert!(chip.set_line(4, true).is_some());
+    }
+
+    #[test]
+    fn an_edge_that_comes_while_masked_is_delivered_when_unmasked() {
+        let mut chip = IoApic::new();
+        assert_eq!(program(&mut chip, 4, 0x1_0031), None);
+        assert_eq!(chip.set_line(4, true), None);
+        assert_eq!(chip.set_line(4, false), None);
+        assert!(program(&mut chip, 4, 0x31).is_some());
+    }
+
+    #[test]
+    fn a_level_that_stays_high_comes_again_after_each_end_of_interrupt() {
+        let mut chip = IoApic::new();
+        program(&mut chip, 5, 0x8035);
+        assert_eq!(chip.set_line(5, true).map(|m| (m.vector, m.level)), Some((0x35, true)));
+        assert_eq!(chip.set_line(5, true), None);
+        assert!(chip.end_of_interrupt(0x35).is_some());
+        chip.set_line(5, false);
+        assert_eq!(chip.end_of_interrupt(0x35), None);
+        assert!(chip.set_line(5, true).is_some());
+    }
+
+    #[test]
+    fn registers_that_do_not_exist_read_as_zero() {
+        let mut chip = IoApic::new();
+        for index in [3, 0x0f, 0x40, 0xff] {
+            chip.write(BASE, index);
+            assert_eq!(chip.write(BASE + WINDOW, !0), None);
+            assert_eq!(chip.read(BASE + WINDOW), 0, "{index:#x}");
+        }
+        assert_eq!(chip.set_line(24, true), None);
+        assert_eq!(chip.set_line(u32::MAX, true), None);
+    }
+}

@@ -1,0 +1,372 @@
+//! Translations: where they are, which guest code they stand for, which exit
+//! belongs to which.
+//!
+//! Invariants: records are in ascending order of host place, of first exit and of
+//! first position, as they are only ever appended; a live record is in one hash
+//! chain and in the list of its page, and if it runs into a second page, in that
+//! page's list too; a page in `code` is watched for device writes and has no
+//! write tag in any TLB.
+//!
+//! A record costs 48 bytes, an exit what the translator's [`Exit`] is, an
+//! instruction four. All go at once when the cache is full.
+
+use std::collections::HashMap;
+
+use translator::block::{Block, Exit, FIRST_BLOCK_EXIT, Kind, Thunks};
+use translator::context::Mode;
+
+use crate::codebuf::CodeBuf;
+use crate::mmu::tlb::PageSet;
+
+const HASH_HEADS: usize = 1 << 15;
+/// Exits per entry of the owner table.
+const OWNER_STEP: usize = 16;
+const LIVE: u8 = 1 << 7;
+const CROSSES: u8 = 1 << 6;
+
+/// Index of a record.
+pub(crate) type Id = u32;
+
+/// One translation.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Record {
+    /// Guest linear address.
+    pub(crate) va: u64,
+    /// Guest-physical page.
+    pub(crate) page: u32,
+    /// The page it runs into, where `crosses()`.
+    pub(crate) second: u32,
+    /// Offset in the code cache.
+    pub(crate) place: u32,
+    pub(crate) first_exit: u32,
+    first_position: u32,
+    /// Offset from `place`.
+    stale: u32,
+    next_hash: Id,
+    next_in_page: Id,
+    pub(crate) guest_len: u16,
+    indirect: u16,
+    direct: u16,
+    pub(crate) flags_wanted: u8,
+    /// Mode (bit 0), kind (bits 1 and 2), [`CROSSES`], [`LIVE`].
+    bits: u8,
+}
+
+impl Record {
+    pub(crate) fn mode(&self) -> Mode {
+        if self.bits & 1 == 0 { Mode::Kernel } else { Mode::User }
+    }
+
+    pub(crate) fn crosses(&self) -> bool {
+        self.bits & CROSSES != 0
+    }
+
+    pub(crate) fn live(&self) -> bool {
+        self.bits & LIVE != 0
+    }
+
+    /// Offset of the entry for jumps through the jump cache.
+    pub(crate) fn indirect(&self) -> usize {
+        self.place as usize + usize::from(self.indirect)
+    }
+
+    /// Offset of the entry for links.
+    pub(crate) fn direct(&self) -> usize {
+        self.place as usize + usize::from(self.direct)
+    }
+
+    /// Whether its guest code overlaps `len` bytes at guest-physical `pa`.
+    fn overlaps(&self, pa: u64, len: u64) -> bool {
+        let first = 4096 - (self.va & 0xfff);
+        let own = u64::from(self.guest_len);
+        let pieces = [
+            (u64::from(self.page) << 12 | self.va & 0xfff, own.min(first)),
+            (u64::from(self.second) << 12, own.saturating_sub(first)),
+        ];
+        pieces.iter().any(|(start, size)| pa < start + size && *start < pa + len)
+    }
+}
+
+/// What names a translation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Key {
+    pub(crate) va: u64,
+    pub(crate) page: u32,
+    pub(crate) mode: Mode,
+    pub(crate) kind: Kind,
+}
+
+impl Key {
+    fn bits(self) -> u8 {
+        let kind = match self.kind {
+            Kind::Grouped => 0,
+            Kind::PerAccess => 1,
+            Kind::Bounce => 2,
+        };
+        self.mode as u8 | kind << 1
+    }
+
+    fn hash(self) -> usize {
+        let mixed = self.va ^ u64::from(self.page) << 32 ^ u64::from(self.bits()) << 60;
+        (mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 49) as usize & (HASH_HEADS - 1)
+    }
+}
+
+/// All translations of a machine, and the cache they are in.
+pub(crate) struct Blocks {
+    pub(crate) buf: CodeBuf,
+    pub(crate) thunks: Thunks,
+    /// Offset in the cache behind the thunks.
+    first_place: usize,
+    records: Vec<Record>,
+    exits: Vec<Exit>,
+    positions: Vec<(u16, u16)>,
+    /// The record that holds exit `n * OWNER_STEP`.
+    owners: Vec<Id>,
+    /// Heads of hash chains; ids are stored plus one, 0 is none.
+    heads: Vec<Id>,
+    /// Heads of the lists of pages.
+    page_heads: Vec<Id>,
+    /// Records that run into a page.
+    seconds: HashMap<u32, Vec<Id>>,
+    code: PageSet,
+    /// Stores into code pages that hit no translation, by page.
+    near_misses: HashMap<u32, u8>,
+    /// Failures of group checks, by exit.
+    group_failures: HashMap<u32, u8>,
+    /// Counts flushes: ids and exit numbers of another generation mean nothing.
+    pub(crate) generation: u32,
+}
+
+impl Blocks {
+    /// `buf` holds the thunks already.
+    pub(crate) fn new(buf: CodeBuf, thunks: Thunks, pages: usize) -> Self {
+        Self {
+            first_place: buf.used(),
+            buf,
+            thunks,
+            records: Vec::new(),
+            exits: Vec::new(),
+            positions: Vec::new(),
+            owners: Vec::new(),
+            heads: vec![0; HASH_HEADS],
+            page_heads: vec![0; pages],
+            seconds: HashMap::new(),
+            code: PageSet::new(pages),
+            near_misses: HashMap::new(),
+            group_failures: HashMap::new(),
+            generation: 0,
+        }
+    }
+
+    /// Whether a page holds translated code.
+    #[inline]
+    pub(crate) fn holds_code(&self, page: u64) -> bool {
+        self.code.get(page)
+    }
+
+    /// True when the page did not hold code before.
+    pub(crate) fn mark_code(&mut self, page: u32) -> bool {
+        let page = u64::from(page);
+        let new = !self.code.get(page);
+        self.code.set(page);
+        new
+    }
+
+    pub(crate) fn next_exit(&self) -> u32 {
+        FIRST_BLOCK_EXIT + self.exits.len() as u32
+    }
+
+    /// The exit of a number, and the record it belongs to.
+    #[inline]
+    pub(crate) fn exit(&self, number: u32) -> Option<(Exit, Id)> {
+        let index = number.checked_sub(FIRST_BLOCK_EXIT)? as usize;
+        let exit = *self.exits.get(index)?;
+        let mut id = *self.owners.get(index / OWNER_STEP)?;
+        while self.records.get(id as usize + 1).is_some_and(|next| next.first_exit <= number) {
+            id += 1;
+        }
+        Some((exit, id))
+    }
+
+    #[inline]
+    pub(crate) fn record(&self, id: Id) -> Record {
+        self.records[id as usize]
+    }
+
+    pub(crate) fn find(&self, key: Key) -> Option<Id> {
+        let bits = key.bits();
+        let mut next = self.heads[key.hash()];
+        while let Some(id) = next.checked_sub(1) {
+            let record = &self.records[id as usize];
+            if record.va == key.va && record.page == key.page && record.bits & 7 == bits {
+                return Some(id);
+            }
+            next = record.next_hash;
+        }
+        None
+    }
+
+    /// Host address of an offset from a record's place.
+    #[inline]
+    pub(crate) fn address(&self, record: &Record, offset: u32) -> u64 {
+        self.buf.address(record.place as usize + offset as usize)
+    }
+
+    /// Puts a translation into the cache. `None` when there is no room.
+    pub(crate) fn insert(&mut self, key: Key, second: Option<u32>, block: &Block) -> Option<Id> {
+        let place = self.buf.append(&block.code)? as u32;
+        let id = self.records.len() as Id;
+        let first_exit = self.next_exit();
+        let hash = key.hash();
+        let page_head = &mut self.page_heads[key.page as usize];
+        self.records.push(Record {
+            va: key.va,
+            page: key.page,
+            second: second.unwrap_or(0),
+            place,
+            first_exit,
+            first_position: self.positions.len() as u32,
+            stale: block.stale,
+            next_hash: self.heads[hash],
+            next_in_page: *page_head,
+            guest_len: block.guest_len,
+            indirect: block.indirect_entry,
+            direct: block.direct_entry,
+            flags_wanted: block.flags_wanted,
+            bits: key.bits() | LIVE | if second.is_some() { CROSSES } else { 0 },
+        });
+        self.heads[hash] = id + 1;
+        *page_head = id + 1;
+        if let Some(second) = second {
+            self.seconds.entry(second).or_default().push(id);
+        }
+        self.exits.extend_from_slice(&block.exits);
+        self.positions.extend_from_slice(&block.positions);
+        while self.owners.len() * OWNER_STEP < self.exits.len() {
+            // The first record whose exits reach this far.
+            self.owners.push(id);
+        }
+        Some(id)
+    }
+
+    /// The record whose code holds a host address, and the guest address of the
+    /// instruction there.
+    pub(crate) fn instruction_at(&self, pc: u64) -> Option<(Id, u64)> {
+        let offset = pc.checked_sub(self.buf.address(0))?;
+        let offset = u32::try_from(offset).ok()?;
+        let id = self.records.partition_point(|r| r.place <= offset).checked_sub(1)?;
+        let record = &self.records[id];
+        let end = self.records.get(id + 1).map_or(self.positions.len(), |r| r.first_position as usize);
+        let positions = &self.positions[record.first_position as usize..end];
+        let at = offset - record.place;
+        let i = positions.partition_point(|(host, _)| u32::from(*host) <= at);
+        let guest = i.checked_sub(1).map_or(0, |i| positions[i].1);
+        Some((id as Id, record.va.wrapping_add(u64::from(guest))))
+    }
+
+    /// Makes a record unreachable: links into it lead to its stale exit. Gives
+    /// what the jump cache may hold of it.
+    pub(crate) fn kill(&mut self, id: Id) -> Option<Record> {
+        let record = self.records[id as usize];
+        if !record.live() {
+            return None;
+        }
+        self.records[id as usize].bits &= !LIVE;
+        self.unchain(id, record);
+        self.buf.patch_jump(record.direct(), record.place as usize + record.stale as usize);
+        Some(record)
+    }
+
+    fn unchain(&mut self, id: Id, record: Record) {
+        let kind = match record.bits >> 1 & 3 {
+            0 => Kind::Grouped,
+            1 => Kind::PerAccess,
+            _ => Kind::Bounce,
+        };
+        let key = Key { va: record.va, page: record.page, mode: record.mode(), kind };
+        let hash = key.hash();
+        if self.heads[hash] == id + 1 {
+            self.heads[hash] = record.next_hash;
+            return;
+        }
+        let mut at = self.heads[hash];
+        while let Some(i) = at.checked_sub(1) {
+            let next = self.records[i as usize].next_hash;
+            if next == id + 1 {
+                self.records[i as usize].next_hash = record.next_hash;
+                return;
+            }
+            at = next;
+        }
+    }
+
+    /// Takes a page's records out of its lists; the page holds no code any more.
+    pub(crate) fn take_page(&mut self, page: u32) -> Vec<Id> {
+        let mut ids = self.seconds.remove(&page).unwrap_or_default();
+        if let Some(head) = self.page_heads.get_mut(page as usize) {
+            let mut next = std::mem::take(head);
+            while let Some(id) = next.checked_sub(1) {
+                ids.push(id);
+                next = self.records[id as usize].next_in_page;
+            }
+        }
+        self.code.unset(u64::from(page));
+        self.near_misses.remove(&page);
+        ids
+    }
+
+    /// Whether a store overlaps a live translation.
+    pub(crate) fn hit(&self, pa: u64, len: u64) -> bool {
+        let page = (pa >> 12) as u32;
+        let hits = |id: Id| {
+            let record = &self.records[id as usize];
+            record.live() && record.overlaps(pa, len)
+        };
+        if self.seconds.get(&page).is_some_and(|ids| ids.iter().any(|id| hits(*id))) {
+            return true;
+        }
+        let mut next = self.page_heads.get(page as usize).copied().unwrap_or(0);
+        while let Some(id) = next.checked_sub(1) {
+            if hits(id) {
+                return true;
+            }
+            next = self.records[id as usize].next_in_page;
+        }
+        false
+    }
+
+    /// Counts a store next to code; true when there were many.
+    pub(crate) fn near_miss(&mut self, page: u32) -> bool {
+        let count = self.near_misses.entry(page).or_insert(0);
+        *count = count.saturating_add(1);
+        *count > 8
+    }
+
+    /// Counts a failed group check; gives how often it failed.
+    pub(crate) fn group_failed(&mut self, exit: u32) -> u8 {
+        let count = self.group_failures.entry(exit).or_insert(0);
+        *count = count.saturating_add(1);
+        *count
+    }
+
+    /// Drops everything; gives the pages that held code.
+    pub(crate) fn clear(&mut self) -> Vec<u64> {
+        self.generation = self.generation.wrapping_add(1);
+        for record in &self.records {
+            self.page_heads[record.page as usize] = 0;
+        }
+        self.records.clear();
+        self.exits.clear();
+        self.positions.clear();
+        self.owners.clear();
+        self.heads.fill(0);
+        self.seconds.clear();
+        self.near_misses.clear();
+        self.group_failures.clear();
+        self.buf.rewind(self.first_place);
+        let mut pages = Vec::new();
+        self.code.drain(|page| pages.push(page));
+        pages
+    }
+}

@@ -1,0 +1,147 @@
+//! One virtual CPU as the engine has it: registers, and everything that runs it.
+//!
+//! Invariant: between instructions the whole architectural state is here, in the
+//! context and in `regs`; x87 and MXCSR are in the host's registers during a run
+//! and in `fpu` otherwise.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+
+use hv::Io;
+use translator::context::Mode;
+use x86::control::cr0;
+use x86::registers::rflags;
+use x86::state::{DescriptorTable, Segment};
+
+use crate::apic::Chips;
+use crate::apic::local::LocalApic;
+use crate::blocks::Blocks;
+use crate::clock::Clock;
+use crate::decoded::Decoded;
+use crate::enter::{ContextBox, Fpu};
+use crate::exceptions::{Fault, GP};
+use crate::guest_ram::Ram;
+use crate::mmu::tlb::{Fills, PageSet};
+use crate::stats::EngineStats;
+use crate::translate::Translating;
+
+/// RFLAGS bits that live in the host's flags, and so in `Context::rflags`.
+pub(crate) const HOST_FLAGS: u64 = rflags::STATUS | rflags::DF;
+/// RFLAGS bits in `Context::rflags_high`.
+pub(crate) const HIGH_FLAGS: u64 =
+    rflags::TF | rflags::IOPL | rflags::NT | rflags::RF | rflags::AC | rflags::ID;
+
+/// System registers.
+#[derive(Clone, Debug)]
+pub(crate) struct Registers {
+    pub(crate) cr0: u64,
+    pub(crate) cr2: u64,
+    pub(crate) cr3: u64,
+    pub(crate) cr4: u64,
+    pub(crate) efer: u64,
+    pub(crate) cpl: u8,
+    /// ES, CS, SS, DS, FS, GS. The bases of FS and GS are in the context.
+    pub(crate) segments: [Segment; 6],
+    pub(crate) tr: Segment,
+    pub(crate) ldtr: Segment,
+    pub(crate) gdt: DescriptorTable,
+    pub(crate) idt: DescriptorTable,
+    /// DR0 to DR3, DR6, DR7.
+    pub(crate) debug: [u64; 6],
+    pub(crate) star: u64,
+    pub(crate) lstar: u64,
+    pub(crate) cstar: u64,
+    pub(crate) fmask: u64,
+    pub(crate) tsc_aux: u64,
+    /// Registers that only keep what is written, by [`crate::msr`]'s table.
+    pub(crate) plain_msrs: [u64; crate::msr::PLAIN.len()],
+    pub(crate) kvm_system_time: u64,
+    pub(crate) kvm_wall_clock: u64,
+}
+
+/// A virtual CPU.
+pub(crate) struct Cpu {
+    pub(crate) context: ContextBox,
+    pub(crate) regs: Registers,
+    pub(crate) fpu: Fpu,
+    pub(crate) ram: Ram,
+    pub(crate) fills: Fills,
+    /// Pages that may have been written since the last record.
+    pub(crate) written: PageSet,
+    /// Host address of the stub for empty jump cache entries.
+    pub(crate) jump_miss: u64,
+    pub(crate) blocks: Blocks,
+    pub(crate) decoded: Decoded,
+    /// `None` only within a translation.
+    pub(crate) translating: Option<Box<Translating>>,
+    pub(crate) apic: LocalApic,
+    pub(crate) chips: Arc<Chips>,
+    pub(crate) clock: Clock,
+    pub(crate) id: u32,
+    pub(crate) halted: bool,
+    pub(crate) nmi_pending: bool,
+    pub(crate) nmi_blocked: bool,
+    pub(crate) stats: EngineStats,
+}
+
+impl Cpu {
+    #[inline]
+    pub(crate) fn mode(&self) -> Mode {
+        if self.regs.cpl == 3 { Mode::User } else { Mode::Kernel }
+    }
+
+    #[inline]
+    pub(crate) fn user(&self) -> bool {
+        self.regs.cpl == 3
+    }
+
+    pub(crate) fn set_cpl(&mut self, cpl: u8) {
+        self.regs.cpl = cpl & 3;
+    }
+
+    /// #GP unless at CPL 0.
+    #[inline]
+    pub(crate) fn privileged(&self) -> Result<(), Fault> {
+        if self.regs.cpl == 0 { Ok(()) } else { Err(GP) }
+    }
+
+    pub(crate) fn rflags(&self) -> u64 {
+        let context = &self.context;
+        context.rflags & HOST_FLAGS
+            | rflags::FIXED
+            | context.interrupts_enabled << 9
+            | context.rflags_high
+    }
+
+    pub(crate) fn set_rflags(&mut self, value: u64) {
+        let context = &mut self.context;
+        context.rflags = value & HOST_FLAGS | rflags::FIXED;
+        context.interrupts_enabled = value >> 9 & 1;
+        context.direction = value >> 10 & 1;
+        context.rflags_high = value & HIGH_FLAGS;
+    }
+
+    /// #NM where x87, MMX and SSE are switched off.
+    pub(crate) fn fpu_available(&self) -> Result<(), Fault> {
+        if self.regs.cr0 & (cr0::TS | cr0::EM) != 0 { Err(crate::exceptions::NM) } else { Ok(()) }
+    }
+}
+
+/// A CPU while it runs: with the machine's devices at hand.
+pub(crate) struct Run<'a> {
+    pub(crate) cpu: &'a mut Cpu,
+    pub(crate) io: &'a dyn Io,
+}
+
+impl Deref for Run<'_> {
+    type Target = Cpu;
+    fn deref(&self) -> &Cpu {
+        self.cpu
+    }
+}
+
+impl DerefMut for Run<'_> {
+    fn deref_mut(&mut self) -> &mut Cpu {
+        self.cpu
+    }
+}

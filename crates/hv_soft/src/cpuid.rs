@@ -1,0 +1,168 @@
+//! What CPUID tells the guest: x86-64-v2 as far as the host has it, nothing that
+//! needs XSAVE, and the rates of clocks so that no guest measures them.
+//!
+//! Hiding a bit does not hide the instruction: the translator's allow-list does.
+
+use std::arch::x86_64::__cpuid_count;
+
+use x86::cpuid::{self, extended_edx, kvm, leaf1_ecx, leaf1_edx, leaf7_ebx};
+
+use crate::mmu::walk::PHYSICAL_BITS;
+
+/// EAX, EBX, ECX, EDX.
+pub(crate) type Leaf = [u32; 4];
+
+const FEATURES_ECX: u32 = leaf1_ecx::SSE3
+    | leaf1_ecx::PCLMULQDQ
+    | leaf1_ecx::SSSE3
+    | leaf1_ecx::CMPXCHG16B
+    | leaf1_ecx::SSE4_1
+    | leaf1_ecx::SSE4_2
+    | leaf1_ecx::MOVBE
+    | leaf1_ecx::POPCNT
+    | leaf1_ecx::AES
+    | leaf1_ecx::RDRAND;
+/// The engine's own, whatever the host has.
+const OWN_ECX: u32 = leaf1_ecx::X2APIC | leaf1_ecx::TSC_DEADLINE | leaf1_ecx::HYPERVISOR;
+const FEATURES_EDX: u32 = leaf1_edx::FPU
+    | leaf1_edx::DE
+    | leaf1_edx::PSE
+    | leaf1_edx::TSC
+    | leaf1_edx::MSR
+    | leaf1_edx::PAE
+    | leaf1_edx::CX8
+    | leaf1_edx::APIC
+    | leaf1_edx::PGE
+    | leaf1_edx::CMOV
+    | leaf1_edx::PAT
+    | leaf1_edx::PSE36
+    | leaf1_edx::CLFLUSH
+    | leaf1_edx::MMX
+    | leaf1_edx::FXSR
+    | leaf1_edx::SSE
+    | leaf1_edx::SSE2;
+const EXTENDED_EDX: u32 = extended_edx::SYSCALL
+    | extended_edx::NX
+    | extended_edx::GIB_PAGES
+    | extended_edx::RDTSCP
+    | extended_edx::LONG_MODE;
+const LAST_BASIC: u32 = cpuid::FREQUENCY;
+
+fn host(leaf: u32, sub: u32) -> Leaf {
+    let r = __cpuid_count(leaf, sub);
+    [r.eax, r.ebx, r.ecx, r.edx]
+}
+
+/// What leaf `leaf`, subleaf `sub` gives on vCPU `id`.
+pub(crate) fn guest(leaf: u32, sub: u32, id: u32, tsc_khz: u64) -> Leaf {
+    let khz = u32::try_from(tsc_khz).unwrap_or(u32::MAX);
+    match leaf {
+        cpuid::VENDOR => {
+            let [_, b, c, d] = host(leaf, 0);
+            [LAST_BASIC, b, c, d]
+        }
+        cpuid::FEATURES => {
+            let [version, _, c, d] = host(leaf, 0);
+            // One logical processor, CLFLUSH of 64 bytes.
+            [version, id << 24 | 1 << 16 | 8 << 8, c & FEATURES_ECX | OWN_ECX, d & FEATURES_EDX]
+        }
+        cpuid::CACHES => {
+            let [a, b, c, d] = host(leaf, sub);
+            // One core, shared with nobody.
+            [a & 0x3ff, b, c, d]
+        }
+        cpuid::EXTENDED_FEATURES if sub == 0 => [0, leaf7_ebx::ERMS, 0, 0],
+        cpuid::TOPOLOGY => match sub {
+            0 => [0, 1, 1 << 8, id],
+            1 => [0, 1, 2 << 8 | 1, id],
+            _ => [0, 0, sub, id],
+        },
+        // TSC = crystal × EBX / EAX; a crystal of 1 kHz per tick keeps it exact.
+        cpuid::TSC => match khz.checked_mul(1000) {
+            Some(hz) => [1, 1, hz, 0],
+            None => [1000, khz, 1_000_000, 0],
+        },
+        cpuid::FREQUENCY => [khz / 1000, khz / 1000, 100, 0],
+        cpuid::HYPERVISOR => {
+            [cpuid::KVM_FEATURES, u32::from_le_bytes(*b"KVMK"), u32::from_le_bytes(*b"VMKV"), u32::from_le_bytes(*b"M\0\0\0")]
+        }
+        cpuid::KVM_FEATURES => {
+            [kvm::NOP_IO_DELAY | kvm::CLOCKSOURCE2 | kvm::CLOCKSOURCE_STABLE, 0, 0, 0]
+        }
+        cpuid::EXTENDED => {
+            let [_, b, c, d] = host(leaf, 0);
+            [cpuid::ADDRESS_WIDTHS, b, c, d]
+        }
+        cpuid::EXTENDED_AMD_FEATURES => {
+            let [_, _, c, d] = host(leaf, 0);
+            [0, 0, c & cpuid::LAHF, d & EXTENDED_EDX | extended_edx::RDTSCP]
+        }
+        cpuid::BRAND_FIRST..=cpuid::BRAND_LAST | cpuid::L2_CACHE => host(leaf, 0),
+        cpuid::POWER => [0, 0, 0, cpuid::INVARIANT_TSC],
+        cpuid::ADDRESS_WIDTHS => [48 << 8 | PHYSICAL_BITS, 0, 0, 0],
+        _ => [0; 4],
+    }
+}
+
+/// The rate of the host's TSC, if CPUID says so.
+pub(crate) fn host_tsc_khz() -> Option<u64> {
+    let [last, ..] = host(cpuid::VENDOR, 0);
+    if last >= cpuid::TSC {
+        let [denominator, numerator, crystal, _] = host(cpuid::TSC, 0);
+        if denominator != 0 && numerator != 0 && crystal != 0 {
+            let hz = u64::from(crystal) * u64::from(numerator) / u64::from(denominator);
+            return Some(hz / 1000);
+        }
+    }
+    let [_, _, c, _] = host(cpuid::FEATURES, 0);
+    if c & leaf1_ecx::HYPERVISOR != 0 {
+        // VMware's convention, which KVM and Xen follow: kHz at 4000_0010.
+        let [last, ..] = host(cpuid::HYPERVISOR, 0);
+        if (cpuid::HYPERVISOR + 0x10..cpuid::HYPERVISOR + 0x100).contains(&last) {
+            let [khz, ..] = host(cpuid::HYPERVISOR + 0x10, 0);
+            return (khz != 0).then_some(u64::from(khz));
+        }
+    }
+    None
+}
+
+/// Whether the engine can run on this CPU.
+///
+/// # Errors
+/// What is missing, in words.
+pub fn host_check() -> Result<(), String> {
+    let [last, ..] = host(cpuid::VENDOR, 0);
+    let bmi2 = last >= cpuid::EXTENDED_FEATURES
+        && host(cpuid::EXTENDED_FEATURES, 0)[1] & leaf7_ebx::BMI2 != 0;
+    if !bmi2 {
+        return Err("the CPU lacks BMI2 (Intel since Haswell, AMD since Excavator have it)".into());
+    }
+    let [_, _, c, _] = host(cpuid::FEATURES, 0);
+    let v2 = leaf1_ecx::SSE4_2 | leaf1_ecx::POPCNT | leaf1_ecx::CMPXCHG16B;
+    if c & v2 != v2 {
+        return Err("the CPU lacks SSE4.2, POPCNT or CMPXCHG16B".into());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_needs_xsave_is_shown() {
+        let [_, _, c, _] = guest(1, 0, 0, 2_500_000);
+        assert_eq!(c & (1 << 26 | 1 << 27 | 1 << 28 | 1 << 12 | 1 << 29), 0);
+        assert_eq!(guest(7, 0, 0, 2_500_000), [0, leaf7_ebx::ERMS, 0, 0]);
+        assert_eq!(guest(0xd, 0, 0, 2_500_000), [0; 4]);
+    }
+
+    #[test]
+    fn the_tsc_rate_can_be_computed_from_leaf_15() {
+        for khz in [1_000_000u64, 2_500_000, 4_294_967, 4_999_999] {
+            let [denominator, numerator, crystal, _] = guest(0x15, 0, 0, khz);
+            let hz = u64::from(crystal) * u64::from(numerator) / u64::from(denominator);
+            assert_eq!(hz / 1000, khz);
+        }
+    }
+}

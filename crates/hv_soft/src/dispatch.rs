@@ -1,0 +1,411 @@
+//! The loop around translated code: enter, see why it came back, act.
+//!
+//! ```text
+//! attend ─▶ look RIP up ─▶ enter ─▶ exit ──▶ resume in the block ──▶ enter
+//!   ▲                                 └────▶ RIP is set
+//!   └──────────────────────────────────────────┘
+//! ```
+//!
+//! Invariant: a resume goes to a block that was live when the exit was handled.
+//! Whatever may have dropped it (a store into code, a translation that flushed
+//! the cache) goes on by looking RIP up.
+
+use hv::{Error, Exit as Ended, Io};
+use iced_x86::{InstructionInfoFactory, OpAccess, OpKind};
+use translator::block::{Exit, FAULT_EXIT, INDIRECT_EXIT, Kind};
+use x86::control::vector;
+
+use crate::blocks::{Id, Key, Record};
+use crate::cpu::{Cpu, HOST_FLAGS, Run};
+use crate::doorbell::Doorbell;
+use crate::enter::Stay;
+use crate::exceptions::{Fault, GP, Raised, SS, UD};
+use crate::fault::Armed;
+use crate::interp;
+use crate::interrupts::{Attention, HostTimer};
+use crate::mmu::access::Place;
+use crate::mmu::tlb::{jump_index, tlb_index};
+use crate::mmu::walk::Access;
+use crate::translate::NoBlock;
+
+/// Groups that failed so often are linked to their per-access variant.
+const GROUP_FAILURES_MAX: u8 = 4;
+/// The bounce page's spare bytes before an operand.
+const BOUNCE_MARGIN: usize = 64;
+const BOUNCE_MAX: usize = 64;
+
+/// Where to go on.
+enum Next {
+    /// At RIP.
+    Look,
+    /// At a host address in a live block.
+    Resume(u64),
+}
+
+impl From<NoBlock> for Fault {
+    fn from(reason: NoBlock) -> Self {
+        match reason {
+            NoBlock::Fault(fault) => fault,
+            NoBlock::NotBounceable => UD,
+        }
+    }
+}
+
+impl Cpu {
+    /// Runs until something ends it.
+    pub(crate) fn run(&mut self, io: &dyn Io, bell: &Doorbell) -> Result<Ended, Error> {
+        let host = |doing| move |source| Error::Host { doing, source };
+        let code = self.blocks.buf.span();
+        let exit_thunk = self.blocks.thunks.exit;
+        let armed = Armed::new(&mut self.context, bell, code, exit_thunk)
+            .map_err(host("arm the signal handlers"))?;
+        let fpu = self.fpu.clone();
+        self.load_xmm(&fpu);
+        let stay = Stay::begin(&self.context, &fpu).map_err(host("set the GS base"))?;
+        // Timers, and what came while nobody ran.
+        self.context.pending = 1;
+        self.collect();
+        let ended = Run { cpu: self, io }.run(bell, &stay, &armed);
+        stay.end(&mut self.fpu);
+        self.save_xmm();
+        drop(armed);
+        self.record_writes();
+        self.stats.instructions = self.context.instructions;
+        ended
+    }
+
+    fn broken(&self, why: String) -> Error {
+        Error::Engine { engine: crate::NAME, rip: self.context.rip, why }
+    }
+
+    /// Host address for RIP, and S1 as its block expects it.
+    fn look(&mut self) -> Result<u64, Fault> {
+        let rip = self.context.rip;
+        self.context.scratch[0] = rip;
+        let code = self.context.jumps[self.mode() as usize].code[jump_index(rip)];
+        if code != self.jump_miss { Ok(code) } else { self.look_slowly() }
+    }
+
+    fn look_slowly(&mut self) -> Result<u64, Fault> {
+        let rip = self.context.rip;
+        let user = self.user();
+        let walked = self.walk(rip, Access::Execute, user)?;
+        if !self.ram.contains(walked.pa, 1) {
+            return Err(GP);
+        }
+        let mut global = walked.global;
+        let key = Key { va: rip, page: (walked.pa >> 12) as u32, mode: self.mode(), kind: Kind::Grouped };
+        let mut id = self.block(key)?;
+        if self.blocks.record(id).crosses() {
+            let second = self.walk((rip | 0xfff).wrapping_add(1), Access::Execute, user)?;
+            global &= second.global;
+            if u64::from(self.blocks.record(id).second) != second.pa >> 12 {
+                if let Some(old) = self.blocks.kill(id) {
+                    let code = self.blocks.buf.address(old.indirect());
+                    self.drop_jump(old.va, old.mode(), code);
+                }
+                id = self.translate(key)?;
+            }
+        }
+        let code = self.blocks.buf.address(self.blocks.record(id).indirect());
+        self.fill_jump(rip, code, global);
+        self.context.scratch[0] = rip;
+        Ok(code)
+    }
+
+    fn save_xmm(&mut self) {
+        let xmm = &self.context.xmm;
+        for (bytes, register) in self.fpu.0[160..416].chunks_exact_mut(16).zip(xmm) {
+            bytes[..8].copy_from_slice(&register[0].to_le_bytes());
+            bytes[8..].copy_from_slice(&register[1].to_le_bytes());
+        }
+    }
+}
+
+impl Run<'_> {
+    fn run(&mut self, bell: &Doorbell, stay: &Stay, armed: &Armed) -> Result<Ended, Error> {
+        let mut timer = HostTimer::default();
+        loop {
+            if self.context.pending != 0 || bell.rung() {
+                match self.attend(bell, &mut timer, armed) {
+                    Attention::Run => {}
+                    Attention::End(exit) => return Ok(exit),
+                    Attention::Broken(why) => return Err(self.broken(why)),
+                }
+            }
+            if self.ram.guest_ram().epochs().watched_write_pending() {
+                self.invalidate_device_writes();
+            }
+            let mut next = self.look().map(Next::Resume);
+            loop {
+                match next {
+                    Ok(Next::Resume(at)) => {
+                        let number = self.enter(stay, at);
+                        next = self.handle(number, stay);
+                    }
+                    Ok(Next::Look) => break,
+                    Err(fault) => match self.raise(fault) {
+                        Raised::Delivered => break,
+                        Raised::TripleFault => return Ok(Ended::TripleFault),
+                        Raised::Engine(why) => return Err(self.broken(why)),
+                    },
+                }
+            }
+        }
+    }
+
+    #[inline]
+    fn enter(&mut self, stay: &Stay, at: u64) -> u32 {
+        let context = &mut self.cpu.context;
+        context.resume = at;
+        // TF, NT and AC must not reach the host; IF always reads as set there.
+        context.rflags = context.rflags & HOST_FLAGS | 0x202;
+        stay.enter(context)
+    }
+
+    fn handle(&mut self, number: u32, stay: &Stay) -> Result<Next, Fault> {
+        if number == INDIRECT_EXIT {
+            self.stats.indirect += 1;
+            self.context.rip = self.context.scratch[0];
+            if self.context.pending != 0 {
+                return Ok(Next::Look);
+            }
+            return self.look_slowly().map(Next::Resume);
+        }
+        if number == FAULT_EXIT {
+            return self.handle_fault();
+        }
+        let Some((exit, id)) = self.blocks.exit(number) else {
+            return Err(Fault::Engine(format!("unknown exit {number}")));
+        };
+        let record = self.blocks.record(id);
+        let at_offset = |at: u16| record.va.wrapping_add(u64::from(at));
+        match exit {
+            Exit::Link { target, patch } => {
+                self.stats.links += 1;
+                self.context.rip = record.va & !0xfff | u64::from(target);
+                self.link(&record, patch)
+            }
+            Exit::Goto { next } => {
+                self.stats.gotos += 1;
+                self.context.rip = at_offset(next);
+                Ok(Next::Look)
+            }
+            Exit::Interpret { at } => {
+                self.context.rip = at_offset(at);
+                let ins = self.decode(number)?;
+                self.execute(&ins)?;
+                Ok(Next::Look)
+            }
+            Exit::Access { at, size, write, stack, retry } => {
+                self.stats.accesses += 1;
+                self.context.rip = at_offset(at);
+                let access = Missed { number, id, size, write, stack, retry };
+                self.access(&record, &access, stay)
+            }
+            Exit::Group { at, len, write, stack, retry, patch } => {
+                self.stats.groups += 1;
+                self.context.rip = at_offset(at);
+                let va = self.context.scratch[0];
+                if self.fill_group(va, u64::from(len), write, stack) {
+                    return Ok(Next::Resume(self.blocks.address(&record, u32::from(retry))));
+                }
+                self.variant(&record, id, number, patch)
+            }
+            // Only `bounce` enters bounce blocks, and takes this exit itself.
+            Exit::Bounced { .. } => Err(Fault::Engine("a bounce block was entered by jump".into())),
+            Exit::Stale => {
+                self.stats.stale += 1;
+                self.context.rip = record.va;
+                Ok(Next::Look)
+            }
+        }
+    }
+
+    /// A host fault in translated code, or the poll page.
+    fn handle_fault(&mut self) -> Result<Next, Fault> {
+        let pc = self.context.fault_pc;
+        let Some((_, rip)) = self.blocks.instruction_at(pc) else {
+            return Err(Fault::Engine(format!("a host fault in a stub at {pc:#x}")));
+        };
+        self.context.rip = rip;
+        if self.context.fault_signal == 0 {
+            self.stats.polls += 1;
+            return Ok(Next::Look);
+        }
+        self.stats.faults += 1;
+        let signal = self.context.fault_signal as i32;
+        let trap = self.context.fault_trap as u8;
+        match (signal, trap) {
+            (libc::SIGFPE, vector::DE | vector::MF | vector::XM) | (libc::SIGILL, vector::UD) => {
+                Err(Fault::Exception(trap, None))
+            }
+            (libc::SIGSEGV, vector::GP) => Err(GP),
+            (libc::SIGBUS, vector::SS) => Err(SS),
+            (libc::SIGBUS | libc::SIGSEGV, vector::AC) => Err(Fault::Exception(vector::AC, Some(0))),
+            _ => Err(Fault::Engine(format!("host signal {signal}, trap {trap} at {pc:#x}"))),
+        }
+    }
+
+    /// RIP is a constant target in the record's page.
+    fn link(&mut self, record: &Record, patch: u32) -> Result<Next, Fault> {
+        let key = Key { va: self.context.rip, page: record.page, mode: record.mode(), kind: Kind::Grouped };
+        let generation = self.blocks.generation;
+        let id = self.block(key)?;
+        let target = self.blocks.record(id);
+        let linkable = self.blocks.generation == generation;
+        let from = record.place as usize + patch as usize;
+        if !target.crosses() {
+            if linkable {
+                self.blocks.buf.patch_rel32(from, target.direct());
+            }
+            return Ok(Next::Resume(self.blocks.buf.address(target.direct())));
+        }
+        if linkable {
+            let place = self.blocks.buf.address(self.blocks.buf.used());
+            let stub = translator::cross_jump_stub(key.va, key.mode, place);
+            if let Some(stub) = self.blocks.buf.append(&stub) {
+                self.blocks.buf.patch_rel32(from, stub);
+            }
+        }
+        Ok(Next::Look)
+    }
+
+    /// An access missed the TLB.
+    fn access(&mut self, record: &Record, missed: &Missed, stay: &Stay) -> Result<Next, Fault> {
+        let va = self.context.scratch[0];
+        let user = self.user();
+        if (va & 0xfff) as usize + usize::from(missed.size) > 4096 {
+            return self.slow_access(record, missed, stay);
+        }
+        let mut place = self.place(va, missed.write, user).map_err(|fault| fault.on_stack(missed.stack))?;
+        if let Place::Code(pa) = place
+            && pa >> 12 != u64::from(record.page)
+            && self.blocks.near_miss((pa >> 12) as u32)
+        {
+            self.invalidate((pa >> 12) as u32);
+            place = self.place(va, missed.write, user)?;
+        }
+        if let Place::Memory(_) = place
+            && (!missed.stack || self.fill_stack_slot(va))
+            && self.blocks.record(missed.id).live()
+        {
+            return Ok(Next::Resume(self.blocks.address(record, missed.retry)));
+        }
+        self.slow_access(record, missed, stay)
+    }
+
+    /// Fills the stack's slot, which also wants to be written; false if it cannot be.
+    fn fill_stack_slot(&mut self, va: u64) -> bool {
+        let user = self.user();
+        if !matches!(self.place(va, true, user), Ok(Place::Memory(_))) {
+            return false;
+        }
+        self.fill_stack(va, user);
+        self.context.tlb[usize::from(user)].stack_tag == va & !0xfff
+    }
+
+    /// One instruction whose access the hot path cannot do.
+    fn slow_access(&mut self, record: &Record, missed: &Missed, stay: &Stay) -> Result<Next, Fault> {
+        let ins = self.decode(missed.number)?;
+        if interp::prefers(&ins) {
+            self.execute(&ins)?;
+            return Ok(Next::Look);
+        }
+        let key = Key { va: self.context.rip, page: record.page, mode: record.mode(), kind: Kind::Bounce };
+        match self.block(key) {
+            Ok(id) => self.bounce(id, &ins, missed, stay),
+            Err(NoBlock::NotBounceable) => self.execute(&ins).map(|()| Next::Look),
+            Err(NoBlock::Fault(fault)) => Err(fault),
+        }
+    }
+
+    /// Executes one instruction on a copy of its operand.
+    fn bounce(&mut self, id: Id, ins: &iced_x86::Instruction, missed: &Missed, stay: &Stay) -> Result<Next, Fault> {
+        self.stats.bounces += 1;
+        let va = self.context.scratch[0];
+        let (size, user) = (usize::from(missed.size).min(BOUNCE_MAX), self.user());
+        if missed.write {
+            self.check_write(va, size as u64, user)?;
+        }
+        let mut operand = [0; BOUNCE_MAX];
+        let operand = &mut operand[..size];
+        if !(missed.write && writes_only(ins)) {
+            self.read_bytes(va, operand)?;
+        }
+        // Same alignment as in the guest, for instructions that want it.
+        let offset = BOUNCE_MARGIN + (va & 63) as usize;
+        self.context.bounce.0[offset..][..size].copy_from_slice(operand);
+        self.context.bounce_at = self.context.bounce_page() + offset as u64;
+        let record = self.blocks.record(id);
+        let number = self.enter(stay, self.blocks.buf.address(record.direct()));
+        let Some((Exit::Bounced { next }, exited)) = self.blocks.exit(number) else {
+            return self.handle(number, stay);
+        };
+        if exited != id {
+            return Err(Fault::Engine("a bounce block left through another's exit".into()));
+        }
+        if missed.write {
+            operand.copy_from_slice(&self.context.bounce.0[offset..][..size]);
+            self.write_bytes(va, operand)?;
+        }
+        self.context.rip = record.va.wrapping_add(u64::from(next));
+        Ok(Next::Look)
+    }
+
+    /// Makes a group's check succeed, if it can.
+    fn fill_group(&mut self, va: u64, len: u64, write: bool, stack: bool) -> bool {
+        if (va & 0xfff) + len > 4096 {
+            return false;
+        }
+        let user = self.user();
+        if !matches!(self.place(va, write, user), Ok(Place::Memory(_))) {
+            return false;
+        }
+        if stack {
+            return self.fill_stack_slot(va);
+        }
+        let tlb = &self.context.tlb[usize::from(user)];
+        let tags = if write { &tlb.write_tag } else { &tlb.read_tag };
+        tags[tlb_index(va)] == va & !0xfff
+    }
+
+    /// Goes on at RIP with every access checked on its own.
+    fn variant(&mut self, record: &Record, from: Id, number: u32, patch: u16) -> Result<Next, Fault> {
+        self.stats.variants += 1;
+        let key = Key { va: self.context.rip, page: record.page, mode: record.mode(), kind: Kind::PerAccess };
+        let generation = self.blocks.generation;
+        let id = self.block(key)?;
+        let target = self.blocks.record(id);
+        if target.crosses() {
+            return Ok(Next::Look);
+        }
+        if self.blocks.generation == generation
+            && self.blocks.record(from).live()
+            && self.blocks.group_failed(number) >= GROUP_FAILURES_MAX
+        {
+            let at = record.place as usize + usize::from(patch);
+            self.blocks.buf.patch_jump(at, target.direct());
+        }
+        Ok(Next::Resume(self.blocks.buf.address(target.direct())))
+    }
+}
+
+/// An [`Exit::Access`], and where it came from.
+struct Missed {
+    number: u32,
+    id: Id,
+    size: u8,
+    write: bool,
+    stack: bool,
+    retry: u32,
+}
+
+/// Whether an instruction overwrites its memory operand without reading it.
+fn writes_only(ins: &iced_x86::Instruction) -> bool {
+    let mut factory = InstructionInfoFactory::new();
+    let info = factory.info(ins);
+    (0..ins.op_count())
+        .filter(|k| ins.op_kind(*k) == OpKind::Memory)
+        .all(|k| info.op_access(k) == OpAccess::Write)
+}

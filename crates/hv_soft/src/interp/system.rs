@@ -1,0 +1,343 @@
+//! System instructions: calls into and out of the kernel, control registers, MSRs,
+//! CPUID, HLT, TLB maintenance, FXSAVE.
+
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use x86::control::{cr0, cr4, efer, vector};
+use x86::descriptor as rights;
+use x86::paging;
+use x86::registers::{R11, RAX, RBX, RCX, RDX, rflags};
+use x86::state::{Segment, VcpuState};
+
+use super::Flow;
+use crate::cpu::Run;
+use crate::enter::{Fpu, MXCSR_MASK, fxrstor, fxsave};
+use crate::exceptions::{Fault, GP, Source, UD};
+
+const CR0_KNOWN: u64 = cr0::PE
+    | cr0::MP
+    | cr0::EM
+    | cr0::TS
+    | cr0::ET
+    | cr0::NE
+    | cr0::WP
+    | cr0::AM
+    | cr0::NW
+    | cr0::CD
+    | cr0::PG;
+const CR4_KNOWN: u64 = cr4::TSD
+    | cr4::DE
+    | cr4::PSE
+    | cr4::PAE
+    | cr4::MCE
+    | cr4::PGE
+    | cr4::PCE
+    | cr4::OSFXSR
+    | cr4::OSXMMEXCPT;
+/// Bytes of the FXSAVE image that hold something.
+const FXSAVE_USED: usize = 416;
+
+impl Run<'_> {
+    pub(super) fn system_call(&mut self, ins: &Instruction) -> Result<Flow, Fault> {
+        use Mnemonic as M;
+        match ins.mnemonic() {
+            M::Syscall => {
+                if self.regs.efer & efer::SCE == 0 {
+                    return Err(UD);
+                }
+                let flags = self.rflags();
+                self.context.gpr[RCX] = ins.next_ip();
+                self.context.gpr[R11] = flags & !rflags::RF;
+                let fmask = self.regs.fmask;
+                self.set_rflags(flags & !fmask & !rflags::RF);
+                let cs = (self.regs.star >> 32) as u16 & !3;
+                self.flat_segments(cs, cs.wrapping_add(8), 0);
+                self.context.rip = self.regs.lstar;
+            }
+            M::Sysretq => {
+                self.privileged()?;
+                if self.regs.efer & efer::SCE == 0 {
+                    return Err(UD);
+                }
+                let rip = self.context.gpr[RCX];
+                if !paging::is_canonical(rip) {
+                    return Err(GP);
+                }
+                let base = (self.regs.star >> 48) as u16;
+                self.flat_segments(base.wrapping_add(16) | 3, base.wrapping_add(8) | 3, 3);
+                let flags = self.context.gpr[R11] & 0x3c7fd7;
+                self.set_rflags(flags);
+                self.context.rip = rip;
+                self.context.pending |= u64::from(self.apic.deliverable().is_some());
+            }
+            // To 32-bit code, which this engine does not run.
+            M::Sysret => return Err(GP),
+            M::Int3 | M::Int | M::Int1 => {
+                let number = match ins.mnemonic() {
+                    M::Int3 => vector::BP,
+                    M::Int => ins.immediate8(),
+                    _ => vector::DB,
+                };
+                self.context.rip = ins.next_ip();
+                let source =
+                    if ins.mnemonic() == M::Int1 { Source::Hardware } else { Source::Software };
+                if let Err(fault) = self.deliver(number, None, source) {
+                    self.context.rip = ins.ip();
+                    return Err(fault);
+                }
+            }
+            _ => return Err(UD),
+        }
+        Ok(Flow::Jumped)
+    }
+
+    /// CS and SS as SYSCALL and SYSRET load them, without looking at the GDT.
+    fn flat_segments(&mut self, cs: u16, ss: u16, cpl: u8) {
+        let common = rights::PRESENT | rights::NOT_SYSTEM | rights::PAGES | u16::from(cpl) << 5;
+        let code = common | rights::CODE | rights::READ_WRITE | rights::ACCESSED | rights::LONG;
+        let data = common | rights::READ_WRITE | rights::ACCESSED | rights::BIG;
+        let flat = |selector, rights| Segment { selector, base: 0, limit: !0, rights };
+        self.regs.segments[VcpuState::CS] = flat(cs, code);
+        self.regs.segments[VcpuState::SS] = flat(ss, data);
+        self.set_cpl(cpl);
+    }
+
+    pub(super) fn system(&mut self, ins: &Instruction) -> Result<Flow, Fault> {
+        use Mnemonic as M;
+        match ins.mnemonic() {
+            M::Hlt => {
+                self.privileged()?;
+                self.halted = true;
+                self.context.pending = 1;
+            }
+            M::Sti => {
+                self.sti_allowed()?;
+                self.context.interrupts_enabled = 1;
+                self.context.pending |= u64::from(self.apic.deliverable().is_some());
+                // No interrupt between STI and HLT (SDM, STI).
+                let next = ins.next_ip();
+                if let Ok(following) = self.fetch(next)
+                    && following.mnemonic() == M::Hlt
+                    && self.regs.cpl == 0
+                {
+                    self.halted = true;
+                    self.context.pending = 1;
+                    self.context.rip = following.next_ip();
+                    return Ok(Flow::Jumped);
+                }
+            }
+            M::Cli => {
+                self.sti_allowed()?;
+                self.context.interrupts_enabled = 0;
+            }
+            M::Cpuid => {
+                let (leaf, sub) = (self.context.gpr[RAX] as u32, self.context.gpr[RCX] as u32);
+                let mut answer = crate::cpuid::guest(leaf, sub, self.id, self.clock.khz());
+                if leaf == 1 && self.regs.cr4 & cr4::OSXSAVE != 0 {
+                    answer[2] |= 1 << 27;
+                }
+                for (register, value) in [RAX, RBX, RCX, RDX].into_iter().zip(answer) {
+                    self.context.gpr[register] = u64::from(value);
+                }
+            }
+            M::Rdmsr => {
+                self.privileged()?;
+                let value = self.context.gpr[RCX] as u32;
+                let value = self.read_msr(value)?;
+                self.context.gpr[RAX] = value & 0xffff_ffff;
+                self.context.gpr[RDX] = value >> 32;
+            }
+            M::Wrmsr => {
+                self.privileged()?;
+                let value = self.context.gpr[RAX] & 0xffff_ffff | self.context.gpr[RDX] << 32;
+                let index = self.context.gpr[RCX] as u32;
+                self.write_msr(index, value)?;
+            }
+            M::Rdtsc | M::Rdtscp => {
+                if self.regs.cr4 & cr4::TSD != 0 && self.regs.cpl != 0 {
+                    return Err(GP);
+                }
+                let now = self.clock.now();
+                self.context.gpr[RAX] = now & 0xffff_ffff;
+                self.context.gpr[RDX] = now >> 32;
+                if ins.mnemonic() == M::Rdtscp {
+                    self.context.gpr[RCX] = self.regs.tsc_aux;
+                }
+            }
+            M::Swapgs => {
+                self.privileged()?;
+                let context = &mut *self.context;
+                std::mem::swap(&mut context.gs_base, &mut context.kernel_gs_base);
+            }
+            M::Clts => {
+                self.privileged()?;
+                self.regs.cr0 &= !cr0::TS;
+            }
+            M::Invlpg => {
+                self.privileged()?;
+                let at = self.address(ins);
+                self.flush_page(at);
+            }
+            M::Wbinvd | M::Invd => self.privileged()?,
+            M::Smsw => {
+                let value = self.regs.cr0;
+                self.set_operand(ins, 0, 2, value)?;
+            }
+            M::Lmsw => {
+                self.privileged()?;
+                let value = self.operand(ins, 0, 2)? & 0xf;
+                let kept = self.regs.cr0 & !0xe;
+                self.set_cr0(kept | value)?;
+            }
+            M::Fxsave | M::Fxsave64 => self.fxsave(ins)?,
+            M::Fxrstor | M::Fxrstor64 => self.fxrstor(ins)?,
+            // Caches and TLB hints have nothing to do here.
+            M::Clflush | M::Clflushopt | M::Pause | M::Nop | M::Monitor | M::Reservednop => {}
+            _ => {
+                tracing::debug!(%ins, rip = format_args!("{:#x}", ins.ip()), "not executed");
+                return Err(UD);
+            }
+        }
+        Ok(Flow::Next)
+    }
+
+    fn sti_allowed(&self) -> Result<(), Fault> {
+        let iopl = (self.context.rflags_high & rflags::IOPL) >> 12;
+        if u64::from(self.regs.cpl) <= iopl { Ok(()) } else { Err(GP) }
+    }
+
+    /// MOV to and from control and debug registers.
+    pub(super) fn move_control(&mut self, ins: &Instruction) -> Result<Flow, Fault> {
+        self.privileged()?;
+        let (to, from) = (ins.op0_register(), ins.op1_register());
+        if ins.op0_kind() == OpKind::Register && (to.is_cr() || to.is_dr()) {
+            let value = self.register(from);
+            match to {
+                Register::CR0 => self.set_cr0(value)?,
+                Register::CR2 => self.regs.cr2 = value,
+                Register::CR3 => {
+                    if value >> crate::mmu::walk::PHYSICAL_BITS != 0 {
+                        return Err(GP);
+                    }
+                    self.regs.cr3 = value;
+                    self.flush_local();
+                }
+                Register::CR4 => self.set_cr4(value)?,
+                Register::CR8 => {
+                    if value > 15 {
+                        return Err(GP);
+                    }
+                    self.apic.set_tpr((value as u8) << 4);
+                    self.context.pending |= u64::from(self.apic.deliverable().is_some());
+                }
+                _ => match debug_index(to) {
+                    // DR6 and DR7 have 32 bits (SDM vol. 3, §17.2).
+                    Some(4 | 5) if value >> 32 != 0 => return Err(GP),
+                    Some(4) => self.regs.debug[4] = value & 0x1_e00f | 0xfffe_0ff0,
+                    Some(5) => self.regs.debug[5] = value & !0xdc00 | 0x400,
+                    Some(index) => self.regs.debug[index] = value,
+                    None => return Err(UD),
+                },
+            }
+            return Ok(Flow::Next);
+        }
+        let value = match from {
+            Register::CR0 => self.regs.cr0,
+            Register::CR2 => self.regs.cr2,
+            Register::CR3 => self.regs.cr3,
+            Register::CR4 => self.regs.cr4,
+            Register::CR8 => u64::from(self.apic.tpr() >> 4),
+            _ => match debug_index(from) {
+                Some(index) => self.regs.debug[index],
+                None => return Err(UD),
+            },
+        };
+        self.set_register(to, value);
+        Ok(Flow::Next)
+    }
+
+    fn set_cr0(&mut self, value: u64) -> Result<(), Fault> {
+        // SDM vol. 3, §2.5: upper half reserved; PG needs PE, NW needs CD. Paging
+        // cannot be left in 64-bit mode.
+        let bad = value >> 32 != 0
+            || value & (cr0::PE | cr0::PG) != cr0::PE | cr0::PG
+            || value & (cr0::NW | cr0::CD) == cr0::NW;
+        if bad {
+            return Err(GP);
+        }
+        let value = value & CR0_KNOWN | cr0::ET;
+        let changed = self.regs.cr0 ^ value;
+        self.regs.cr0 = value;
+        if changed & cr0::WP != 0 {
+            self.flush_all();
+        }
+        Ok(())
+    }
+
+    fn set_cr4(&mut self, value: u64) -> Result<(), Fault> {
+        if value & !CR4_KNOWN != 0 || value & cr4::PAE == 0 {
+            return Err(GP);
+        }
+        let changed = self.regs.cr4 ^ value;
+        self.regs.cr4 = value;
+        if changed & (cr4::PGE | cr4::PSE) != 0 {
+            self.flush_all();
+        }
+        Ok(())
+    }
+
+    fn fxsave(&mut self, ins: &Instruction) -> Result<(), Fault> {
+        self.fpu_available()?;
+        let at = self.address(ins);
+        if at & 15 != 0 {
+            return Err(GP);
+        }
+        let mut image = Fpu([0; 512]);
+        fxsave(&mut image);
+        let xmm = &self.context.xmm;
+        for (bytes, register) in image.0[160..416].chunks_exact_mut(16).zip(xmm) {
+            bytes[..8].copy_from_slice(&register[0].to_le_bytes());
+            bytes[8..].copy_from_slice(&register[1].to_le_bytes());
+        }
+        self.write_bytes(at, &image.0[..FXSAVE_USED])
+    }
+
+    fn fxrstor(&mut self, ins: &Instruction) -> Result<(), Fault> {
+        self.fpu_available()?;
+        let at = self.address(ins);
+        if at & 15 != 0 {
+            return Err(GP);
+        }
+        let mut image = Fpu([0; 512]);
+        self.read_bytes(at, &mut image.0)?;
+        if image.mxcsr() & !MXCSR_MASK != 0 {
+            return Err(GP);
+        }
+        fxrstor(&image);
+        self.load_xmm(&image);
+        Ok(())
+    }
+}
+
+impl crate::cpu::Cpu {
+    /// The XMM registers of an FXSAVE image.
+    pub(crate) fn load_xmm(&mut self, image: &Fpu) {
+        for (register, bytes) in self.context.xmm.iter_mut().zip(image.0[160..416].chunks_exact(16)) {
+            for (half, bytes) in register.iter_mut().zip(bytes.chunks_exact(8)) {
+                *half = bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
+            }
+        }
+    }
+}
+
+/// Index into [`VcpuState::debug`].
+fn debug_index(register: Register) -> Option<usize> {
+    match register {
+        Register::DR0 => Some(0),
+        Register::DR1 => Some(1),
+        Register::DR2 => Some(2),
+        Register::DR3 => Some(3),
+        Register::DR4 | Register::DR6 => Some(4),
+        Register::DR5 | Register::DR7 => Some(5),
+        _ => None,
+    }
+}

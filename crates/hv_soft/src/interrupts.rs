@@ -1,0 +1,112 @@
+//! Between blocks: requests from outside, timers, interrupts, and sleeping in HLT.
+
+use std::time::Duration;
+
+use hv::Exit;
+use x86::control::vector;
+
+use crate::cpu::Cpu;
+use crate::doorbell::{Doorbell, INTERRUPT, KICK, TIMER};
+use crate::exceptions::{Raised, Source};
+use crate::fault::Armed;
+
+/// When the host's timer fires, in guest TSC ticks.
+#[derive(Default)]
+pub(crate) struct HostTimer {
+    armed: Option<u64>,
+}
+
+/// Why a run is over, from the point of view of attention.
+pub(crate) enum Attention {
+    /// It goes on.
+    Run,
+    /// It ends.
+    End(Exit),
+    /// The engine cannot go on.
+    Broken(String),
+}
+
+impl Cpu {
+    /// The APIC's timer, or what it could deliver, may have changed: have
+    /// [`Cpu::attend`] look before the next block.
+    pub(crate) fn timer_changed(&mut self) {
+        self.context.pending = 1;
+    }
+
+    /// Looks after everything that came from outside, and sleeps where the guest
+    /// does.
+    pub(crate) fn attend(&mut self, bell: &Doorbell, timer: &mut HostTimer, armed: &Armed) -> Attention {
+        loop {
+            let requests = bell.take();
+            if requests & INTERRUPT != 0 {
+                self.collect();
+            }
+            if requests & TIMER != 0 {
+                timer.armed = None;
+            }
+            let now = self.clock.now();
+            self.apic.expire(now);
+            match self.take_interrupts() {
+                Raised::Delivered => {}
+                Raised::TripleFault => return Attention::End(Exit::TripleFault),
+                Raised::Engine(why) => return Attention::Broken(why),
+            }
+            self.context.pending = u64::from(self.apic.deliverable().is_some() || self.nmi_pending);
+            if requests & KICK != 0 {
+                return Attention::End(Exit::Kicked);
+            }
+            let deadline = self.apic.deadline();
+            if !self.halted {
+                // An earlier setting that is still pending only rings too early.
+                if let Some(deadline) = deadline
+                    && timer.armed.is_none_or(|armed| deadline < armed)
+                {
+                    timer.armed = Some(deadline);
+                    self.stats.timer_sets += 1;
+                    let ticks = deadline.saturating_sub(self.clock.now());
+                    armed.set_timer(self.clock.nanoseconds(ticks));
+                }
+                return Attention::Run;
+            }
+            if self.context.interrupts_enabled == 0 && !self.nmi_pending {
+                return Attention::End(Exit::Halted);
+            }
+            self.stats.sleeps += 1;
+            bell.sleep(deadline.map(|deadline| {
+                let ticks = deadline.saturating_sub(self.clock.now());
+                Duration::from_nanos(self.clock.nanoseconds(ticks))
+            }));
+        }
+    }
+
+    /// Moves what the IOAPIC sent into the local APIC.
+    pub(crate) fn collect(&mut self) {
+        let Some(inbox) = self.chips.inbox(self.id as usize) else { return };
+        let apic = &mut self.apic;
+        inbox.drain(|vector, level| apic.request(vector, level));
+        self.nmi_pending |= inbox.take_nmi();
+    }
+
+    /// Delivers what can be delivered.
+    fn take_interrupts(&mut self) -> Raised {
+        if self.nmi_pending && !self.nmi_blocked {
+            self.nmi_pending = false;
+            self.nmi_blocked = true;
+            self.halted = false;
+            if let Err(fault) = self.deliver(vector::NMI, None, Source::Hardware) {
+                return self.raise(fault);
+            }
+        }
+        while self.context.interrupts_enabled != 0
+            && let Some(vector) = self.apic.deliverable()
+        {
+            self.apic.accept(vector);
+            self.halted = false;
+            self.stats.interrupts += 1;
+            if let Err(fault) = self.deliver(vector, None, Source::Hardware) {
+                return self.raise(fault);
+            }
+        }
+        Raised::Delivered
+    }
+}

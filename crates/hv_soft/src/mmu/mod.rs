@@ -1,0 +1,6 @@
+//! From linear addresses to memory: page walks, the TLBs that translated code
+//! reads, and accesses on the guest's behalf.
+
+pub(crate) mod access;
+pub(crate) mod tlb;
+pub(crate) mod walk;

@@ -1,0 +1,179 @@
+//! Making machines.
+
+use std::sync::Arc;
+
+use hv::{Error, GuestRam, Hypervisor, Interrupts, Partition};
+use translator::block::Thunks;
+use x86::state::VcpuState;
+
+use crate::apic::Chips;
+use crate::apic::local::LocalApic;
+use crate::blocks::Blocks;
+use crate::clock::Clock;
+use crate::codebuf::CodeBuf;
+use crate::cpu::{Cpu, Registers};
+use crate::decoded::Decoded;
+use crate::doorbell::Doorbell;
+use crate::enter::{ContextBox, Fpu, exit_thunk};
+use crate::guest_ram::Ram;
+use crate::mmu::tlb::{self, Fills, PageSet};
+use crate::msr::PLAIN;
+use crate::stats::EngineStats;
+use crate::translate::Translating;
+use crate::vcpu::SoftVcpu;
+
+/// More vCPUs are not run yet.
+const VCPUS_MAX: u8 = 1;
+/// Smallest code cache: one step of the buffer beyond what a translation may need.
+const CODE_CACHE_MIN: usize = 512 << 10;
+
+/// Settings of the engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Size of a machine's code cache in bytes. When it is full everything is
+    /// translated anew.
+    pub code_cache_bytes: usize,
+    /// Count guest instructions in [`EngineStats::instructions`]: costs a few
+    /// percent of speed.
+    pub count_instructions: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { code_cache_bytes: 32 << 20, count_instructions: false }
+    }
+}
+
+/// The software engine.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SoftHypervisor {
+    options: Options,
+}
+
+impl SoftHypervisor {
+    /// The engine with settings other than the default.
+    #[must_use]
+    pub fn new(options: Options) -> Self {
+        Self { options }
+    }
+}
+
+impl Hypervisor for SoftHypervisor {
+    type Partition = SoftPartition;
+
+    fn name(&self) -> &'static str {
+        crate::NAME
+    }
+
+    fn create(&self, memory: GuestRam, vcpus: u8) -> Result<SoftPartition, Error> {
+        if vcpus > VCPUS_MAX {
+            return Err(Error::TooManyVcpus { engine: crate::NAME, asked: vcpus, most: VCPUS_MAX });
+        }
+        crate::host_check().map_err(|lacks| Error::HostLacks { engine: crate::NAME, lacks })?;
+        let bells: Vec<_> = (0..vcpus).map(|_| Arc::new(Doorbell::new())).collect();
+        let chips = Arc::new(Chips::new(bells.clone()));
+        let clock = Clock::new();
+        let mut cpus = Vec::new();
+        for (id, bell) in bells.into_iter().enumerate() {
+            let ram = Ram::new(memory.clone());
+            let cpu = new_cpu(id as u32, ram, Arc::clone(&chips), clock, self.options)?;
+            cpus.push(Some(SoftVcpu::new(Box::new(cpu), bell)));
+        }
+        Ok(SoftPartition { cpus, chips })
+    }
+}
+
+fn new_cpu(id: u32, ram: Ram, chips: Arc<Chips>, clock: Clock, options: Options) -> Result<Cpu, Error> {
+    let host = |doing| move |source| Error::Host { doing, source };
+    let mut buf = CodeBuf::new(options.code_cache_bytes.max(CODE_CACHE_MIN))
+        .map_err(host("reserve the code cache"))?;
+    let full = || Error::Host {
+        doing: "place the stubs in the code cache",
+        source: std::io::ErrorKind::OutOfMemory.into(),
+    };
+    // Copied into the cache, so that rel32 jumps reach it from everywhere.
+    let exit = buf.append(&exit_thunk()).ok_or_else(full)?;
+    let exit = buf.address(exit);
+    let stubs = translator::stubs(buf.address(buf.used()), exit);
+    buf.append(&stubs.code).ok_or_else(full)?;
+    let thunks = Thunks { exit, jump_miss: stubs.jump_miss, stack_refill: stubs.stack_refill };
+    let mut context = ContextBox::new().map_err(host("reserve the vCPU's context"))?;
+    tlb::initialize(&mut context, thunks.jump_miss);
+    let pages = ram.page_end();
+    let translator = translator::Translator::new(translator::Options {
+        count_instructions: options.count_instructions,
+    });
+    let reset = VcpuState::after_reset();
+    let mut fpu = Fpu([0; 512]);
+    fpu.0.copy_from_slice(&reset.fxsave);
+    Ok(Cpu {
+        context,
+        regs: Registers::at_reset(&reset),
+        fpu,
+        ram,
+        fills: Fills::new(),
+        written: PageSet::new(pages),
+        jump_miss: thunks.jump_miss,
+        blocks: Blocks::new(buf, thunks, pages),
+        decoded: Decoded::new(),
+        translating: Some(Box::new(Translating {
+            translator,
+            block: translator::Block::default(),
+            pool: Vec::new(),
+        })),
+        apic: LocalApic::new(id, clock),
+        chips,
+        clock,
+        id,
+        halted: false,
+        nmi_pending: false,
+        nmi_blocked: false,
+        stats: EngineStats::default(),
+    })
+}
+
+impl Registers {
+    fn at_reset(state: &VcpuState) -> Self {
+        Self {
+            cr0: state.cr0,
+            cr2: 0,
+            cr3: 0,
+            cr4: 0,
+            efer: 0,
+            cpl: 0,
+            segments: state.segments,
+            tr: state.tr,
+            ldtr: state.ldtr,
+            gdt: state.gdt,
+            idt: state.idt,
+            debug: state.debug,
+            star: 0,
+            lstar: 0,
+            cstar: 0,
+            fmask: 0,
+            tsc_aux: 0,
+            plain_msrs: PLAIN.map(|(_, value)| value),
+            kvm_system_time: 0,
+            kvm_wall_clock: 0,
+        }
+    }
+}
+
+/// One machine on the software engine.
+pub struct SoftPartition {
+    cpus: Vec<Option<SoftVcpu>>,
+    chips: Arc<Chips>,
+}
+
+impl Partition for SoftPartition {
+    type Vcpu = SoftVcpu;
+
+    fn vcpu(&mut self, index: u8) -> Result<SoftVcpu, Error> {
+        let slot = self.cpus.get_mut(usize::from(index));
+        slot.and_then(Option::take).ok_or(Error::NoSuchVcpu { index })
+    }
+
+    fn interrupts(&self) -> Arc<dyn Interrupts> {
+        Arc::clone(&self.chips) as Arc<dyn Interrupts>
+    }
+}

@@ -1,0 +1,63 @@
+//! Counters of what the engine did, for tuning and tests.
+
+/// Counts since the machine was made. Not part of a machine's saved state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EngineStats {
+    /// Exits to link a jump.
+    pub links: u64,
+    /// Jump cache misses.
+    pub indirect: u64,
+    /// Exits to a constant address.
+    pub gotos: u64,
+    /// Instructions interpreted.
+    pub interpreted: u64,
+    /// Accesses that missed the TLB.
+    pub accesses: u64,
+    /// Accesses through the bounce page.
+    pub bounces: u64,
+    /// Group checks that missed.
+    pub groups: u64,
+    /// Groups that had to be run access by access.
+    pub variants: u64,
+    /// Poll page faults.
+    pub polls: u64,
+    /// Host faults that became the guest's.
+    pub faults: u64,
+    /// Entries into invalidated blocks.
+    pub stale: u64,
+    /// Translations.
+    pub translations: u64,
+    /// Guest instructions translated.
+    pub translated_instructions: u64,
+    /// Guest bytes translated.
+    pub guest_bytes: u64,
+    /// Host bytes of translations.
+    pub host_bytes: u64,
+    /// TSC ticks spent in translation.
+    pub translation_ticks: u64,
+    /// Pages whose translations were dropped because of a store.
+    pub invalidations: u64,
+    /// Times the whole code cache was dropped because it was full.
+    pub code_flushes: u64,
+    /// Page walks.
+    pub walks: u64,
+    /// TLB flushes.
+    pub flushes: u64,
+    /// Exceptions delivered.
+    pub exceptions: u64,
+    /// Page faults among them.
+    pub page_faults: u64,
+    /// External interrupts delivered.
+    pub interrupts: u64,
+    /// Host timer settings.
+    pub timer_sets: u64,
+    /// HLT instructions that slept.
+    pub sleeps: u64,
+    /// Memory-mapped accesses.
+    pub mmio: u64,
+    /// Port accesses.
+    pub pio: u64,
+    /// Guest instructions executed in kernel and user mode, where counting is on.
+    pub instructions: [u64; 2],
+}

@@ -1,0 +1,217 @@
+//! From guest code to blocks: what the translator sees of guest memory, and what
+//! happens to blocks when memory changes.
+//!
+//! Invariant: the bytes of a block were read after its pages were marked as code
+//! and watched, so that no store in between goes unseen.
+
+use std::cell::{Cell, OnceCell};
+
+use hv::Gpa;
+use translator::block::{GuestCode, Kind, Refused, Request};
+use translator::context::Mode;
+
+use crate::blocks::{Blocks, Id, Key};
+use crate::cpu::Cpu;
+use crate::enter::tsc;
+use crate::exceptions::{Fault, GP};
+use crate::guest_ram::Ram;
+use crate::mmu::walk::{Access, Paging};
+
+/// Room that any one translation fits in, in bytes.
+const ROOM: usize = 128 << 10;
+/// Pages that one translation looks at.
+const PAGES: usize = 4;
+
+type PageCopy = Box<[u8; 4096]>;
+
+/// Guest memory as an instruction fetch sees it. Pages are copied: a device may
+/// write them at any time, and Rust must not see that.
+struct Fetch<'a> {
+    paging: Paging,
+    ram: &'a Ram,
+    blocks: &'a Blocks,
+    mode: Mode,
+    /// First byte of the block.
+    va: u64,
+    page: u32,
+    copies: [OnceCell<(u64, Option<PageCopy>)>; PAGES],
+    pool: Cell<Vec<PageCopy>>,
+}
+
+impl Fetch<'_> {
+    fn page_of(&self, va: u64) -> Option<u32> {
+        if (va ^ self.va) & !0xfff == 0 {
+            return Some(self.page);
+        }
+        let walked = self.paging.walk(self.ram, va, Access::Execute, self.mode == Mode::User).ok()?;
+        self.ram.contains(walked.pa, 1).then_some((walked.pa >> 12) as u32)
+    }
+
+    fn copy(&self, va: u64) -> Option<PageCopy> {
+        let page = self.page_of(va)?;
+        // Before it is read: see `PageEpochs::watch`. Only the block's own pages
+        // need it, the others are only looked at for flags.
+        if va & !0xfff == self.va & !0xfff || va & !0xfff == (self.va | 0xfff).wrapping_add(1) {
+            self.ram.guest_ram().epochs().watch(Gpa(u64::from(page) << 12));
+        }
+        let mut pool = self.pool.take();
+        let mut copy = pool.pop().unwrap_or_else(|| Box::new([0; 4096]));
+        self.pool.set(pool);
+        self.ram.read(u64::from(page) << 12, &mut copy[..]).then_some(copy)
+    }
+}
+
+impl GuestCode for Fetch<'_> {
+    fn tail(&self, va: u64) -> Option<&[u8]> {
+        for slot in &self.copies {
+            let (known, copy) = slot.get_or_init(|| (va & !0xfff, self.copy(va)));
+            if *known == va & !0xfff {
+                return copy.as_ref().map(|copy| &copy[(va & 0xfff) as usize..]);
+            }
+        }
+        None
+    }
+
+    fn flags_wanted(&self, va: u64) -> Option<u8> {
+        let page = self.page_of(va)?;
+        let id = self.blocks.find(Key { va, page, mode: self.mode, kind: Kind::Grouped })?;
+        Some(self.blocks.record(id).flags_wanted)
+    }
+}
+
+/// Why there is no block.
+#[derive(Debug)]
+pub(crate) enum NoBlock {
+    /// The fetch faults.
+    Fault(Fault),
+    /// The instruction cannot take its operand from the bounce page.
+    NotBounceable,
+}
+
+impl Cpu {
+    /// The block of a key, translated if need be.
+    pub(crate) fn block(&mut self, key: Key) -> Result<Id, NoBlock> {
+        match self.blocks.find(key) {
+            Some(id) => Ok(id),
+            None => self.translate(key),
+        }
+    }
+
+    /// Translates the code at `key.va`, which is in guest-physical page `key.page`.
+    /// May flush the code cache first.
+    pub(crate) fn translate(&mut self, key: Key) -> Result<Id, NoBlock> {
+        if self.blocks.buf.free() < ROOM {
+            self.flush_code();
+        }
+        let started = tsc();
+        let Some(mut translating) = self.translating.take() else {
+            return Err(NoBlock::Fault(Fault::Engine("translation within a translation".into())));
+        };
+        let fetch = Fetch {
+            paging: self.paging(),
+            ram: &self.ram,
+            blocks: &self.blocks,
+            mode: key.mode,
+            va: key.va,
+            page: key.page,
+            copies: Default::default(),
+            pool: Cell::new(std::mem::take(&mut translating.pool)),
+        };
+        let request = Request {
+            va: key.va,
+            mode: key.mode,
+            kind: key.kind,
+            place: self.blocks.buf.address(self.blocks.buf.used()),
+            first_exit: self.blocks.next_exit(),
+            thunks: self.blocks.thunks,
+        };
+        let result = translating.translator.translate(&request, &fetch, &mut translating.block);
+        let Fetch { copies, pool, .. } = fetch;
+        translating.pool = pool.into_inner();
+        translating.pool.extend(copies.into_iter().filter_map(|slot| slot.into_inner()?.1));
+        let id = match result {
+            Ok(()) => self.keep(key, &translating.block).map_err(NoBlock::Fault),
+            Err(Refused::NotBounceable) => Err(NoBlock::NotBounceable),
+            Err(Refused::Fetch(va)) => Err(NoBlock::Fault(self.fetch_fault(va))),
+        };
+        self.stats.translation_ticks += tsc().wrapping_sub(started);
+        self.translating = Some(translating);
+        id
+    }
+
+    fn fetch_fault(&mut self, va: u64) -> Fault {
+        let user = self.user();
+        // Code outside of memory: there is no bus to fetch from.
+        self.walk(va, Access::Execute, user).map_or_else(|fault| fault, |_| GP)
+    }
+
+    fn keep(&mut self, key: Key, block: &translator::Block) -> Result<Id, Fault> {
+        let second = if block.crosses_page {
+            let user = self.user();
+            let next = (key.va | 0xfff).wrapping_add(1);
+            Some((self.walk(next, Access::Execute, user)?.pa >> 12) as u32)
+        } else {
+            None
+        };
+        for page in [Some(key.page), second].into_iter().flatten() {
+            if self.blocks.mark_code(page) {
+                self.drop_write_tags(u64::from(page));
+            }
+        }
+        let Some(id) = self.blocks.insert(key, second, block) else {
+            return Err(Fault::Engine(format!("a block of {} bytes does not fit", block.code.len())));
+        };
+        self.stats.translations += 1;
+        self.stats.translated_instructions += u64::from(block.instructions);
+        self.stats.guest_bytes += u64::from(block.guest_len);
+        self.stats.host_bytes += block.code.len() as u64;
+        Ok(id)
+    }
+
+    /// The guest stored into a page that holds code.
+    pub(crate) fn stored_into_code(&mut self, pa: u64, len: u64) {
+        let page = (pa >> 12) as u32;
+        if self.blocks.hit(pa, len) || self.blocks.near_miss(page) {
+            self.invalidate(page);
+        }
+    }
+
+    /// Drops all translations of a page; stores into it are ordinary again.
+    pub(crate) fn invalidate(&mut self, page: u32) {
+        self.stats.invalidations += 1;
+        for id in self.blocks.take_page(page) {
+            if let Some(record) = self.blocks.kill(id) {
+                let code = self.blocks.buf.address(record.indirect());
+                self.drop_jump(record.va, record.mode(), code);
+            }
+        }
+        self.ram.guest_ram().epochs().unwatch(Gpa(u64::from(page) << 12));
+    }
+
+    /// Drops translations of pages that devices wrote.
+    #[cold]
+    pub(crate) fn invalidate_device_writes(&mut self) {
+        for page in self.ram.guest_ram().epochs().take_watched_writes() {
+            if self.blocks.holds_code(page.0 >> 12) {
+                self.invalidate((page.0 >> 12) as u32);
+            }
+        }
+    }
+
+    /// Drops every translation. Only between blocks: the caller goes on by lookup.
+    pub(crate) fn flush_code(&mut self) {
+        self.stats.code_flushes += 1;
+        for page in self.blocks.clear() {
+            self.ram.guest_ram().epochs().unwatch(Gpa(page << 12));
+        }
+        self.flush_jumps();
+        self.decoded.clear();
+    }
+}
+
+/// What a translation needs and the next one reuses.
+pub(crate) struct Translating {
+    pub(crate) translator: translator::Translator,
+    pub(crate) block: translator::Block,
+    pub(crate) pool: Vec<PageCopy>,
+}

@@ -33,7 +33,7 @@ pub fn layer(bytes: &[u8]) -> Result<Vec<u8>, ImageError> {
     let limits = small_limits();
     let path = std::path::Path::new("fuzz");
     let file = || tempfile::tempfile().map_err(ImageError::io("make", path));
-    let mut writer = Writer::new(file()?, path, file()?)?;
+    let mut writer = Writer::new(file()?, path, file()?, &limits)?;
     let stream = std::io::Read::take(decompress(bytes)?, limits.layer_tar_bytes_max);
     let tree = read_layer(stream, &mut writer, &mut LowerLayers::new(&[]), &limits)?;
     let mut image = writer.finish(&tree, [0; 16])?;

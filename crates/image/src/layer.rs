@@ -27,18 +27,7 @@ pub(crate) fn read_layer(
 ) -> Result<Tree, ImageError> {
     let mut stream = TarStream::new(stream, *limits);
     let mut tree = Tree::new(*limits);
-    let mut file_bytes: u64 = 0;
     while let Some(entry) = stream.next_entry()? {
-        if let TarKind::File { size, .. } = entry.kind {
-            file_bytes = file_bytes.saturating_add(size);
-            if file_bytes > limits.layer_file_bytes_max {
-                return Err(ImageError::Limit {
-                    what: "the size of its files".to_owned(),
-                    limit: "layer_file_bytes_max",
-                    max: limits.layer_file_bytes_max,
-                });
-            }
-        }
         put_entry(&mut stream, &mut tree, entry, writer, lower, limits)?;
     }
     tree.seal()?;

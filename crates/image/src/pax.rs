@@ -3,6 +3,9 @@
 //! Invariant: a record is taken only when its length, its key and its newline agree; values may hold any byte
 //! (`security.capability` does). Left to others: applying the values to an entry.
 
+/// Attributes of one entry. A header of many tiny ones would cost time that grows with their square.
+const XATTRS_MAX: usize = 1024;
+
 /// What the records of one entry say, as far as it matters to a layer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PaxRecords {
@@ -85,6 +88,9 @@ fn apply(records: &mut PaxRecords, key: &[u8], value: &[u8]) -> Result<(), &'sta
         }
         other => {
             if let Some(name) = other.strip_prefix(b"SCHILY.xattr.") {
+                if records.xattrs.len() >= XATTRS_MAX {
+                    return Err("has more extended attributes than any file system keeps");
+                }
                 records.xattrs.retain(|(known, _)| known != name);
                 records.xattrs.push((name.to_vec(), value.to_vec()));
             }
@@ -171,6 +177,14 @@ mod tests {
             [(b"security.capability".to_vec(), b"\x01\n\0=\n".to_vec())]
         );
         assert_eq!(records.path.as_deref(), Some(&b"a/b"[..]));
+    }
+
+    #[test]
+    fn thousands_of_attributes_are_refused() {
+        let data: Vec<u8> = (0..2000)
+            .flat_map(|n| record(&format!("SCHILY.xattr.user.{n}"), b""))
+            .collect();
+        assert!(parse(&data).is_err());
     }
 
     #[test]

@@ -166,7 +166,7 @@ impl Store {
         let scratch = self.scratch();
         let spool =
             tempfile::tempfile_in(&scratch).map_err(ImageError::io("write to", &scratch))?;
-        let mut writer = Writer::new(claim.file()?, claim.path(), spool)?;
+        let mut writer = Writer::new(claim.file()?, claim.path(), spool, limits)?;
         let algorithm = layer.diff_id.algorithm();
         let mut tar = HashingReader::new(decompress(blob)?, algorithm, limits.layer_tar_bytes_max);
         let tree = read_layer(&mut tar, &mut writer, lower, limits);

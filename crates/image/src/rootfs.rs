@@ -165,7 +165,7 @@ fn build(
     let limits = store.limits();
     let scratch = store.scratch();
     let spool = tempfile::tempfile_in(&scratch).map_err(ImageError::io("write to", &scratch))?;
-    let mut writer = Writer::new(claim.file()?, claim.path(), spool)?;
+    let mut writer = Writer::new(claim.file()?, claim.path(), spool, limits)?;
     let mut tree = Tree::new(*limits);
     let mut first_names: HashMap<(u64, u64), &Path> = HashMap::new();
     let mut bytes_done: u64 = 0;

@@ -374,6 +374,26 @@ fn lower_layers_give_link_targets_and_directory_modes() {
         "and is found again"
     );
 
+    // A directory of many blocks is searched by halves.
+    let many = dir.path().join("many");
+    let mut crowd = Tar::new();
+    for n in 0..3000 {
+        crowd = crowd.file(&format!("crowd/{n}"), n.to_string().as_bytes());
+    }
+    let mut links = Tar::new();
+    for n in (0..3000).step_by(37) {
+        links = links.hard_link(&format!("to-{n}"), &format!("crowd/{n}"));
+    }
+    layout::layout(&many, &[gzip(&crowd.end()), gzip(&links.end())]);
+    let image = prepared(dir.path(), &format!("oci:{}", text(&many)));
+    let linked = tree(&image.layers[1]);
+    for n in (0..3000).step_by(37) {
+        assert_eq!(
+            linked[format!("to-{n}").as_bytes()].data,
+            n.to_string().as_bytes()
+        );
+    }
+
     let other = dir.path().join("other");
     let forbidden = Tar::new().hard_link("x", "hidden/x").end();
     layout::layout(

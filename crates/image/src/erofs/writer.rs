@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use super::directory::{DirEntry, directory_bytes, directory_data};
 use super::spec::{self, BLOCK_BYTES, INODE_BYTES, Inode, SLOT_BYTES, SuperBlock};
 use crate::error::ImageError;
+use crate::limits::Limits;
 use crate::tar_stream::Extent;
 use crate::tree::{Content, Directory, NodeId, Tree, Xattrs};
 
@@ -47,6 +48,8 @@ pub(crate) struct Writer {
     spool: BufWriter<File>,
     spool_bytes: u64,
     next_block: u64,
+    file_bytes: u64,
+    file_bytes_max: u64,
     buffer: Vec<u8>,
 }
 
@@ -74,13 +77,20 @@ struct Plan {
 
 impl Writer {
     /// Writes to `out`, an empty file called `path` in errors; `spool` is an empty scratch file.
-    pub(crate) fn new(out: File, path: &Path, spool: File) -> Result<Writer, ImageError> {
+    pub(crate) fn new(
+        out: File,
+        path: &Path,
+        spool: File,
+        limits: &Limits,
+    ) -> Result<Writer, ImageError> {
         let mut writer = Writer {
             out: BufWriter::with_capacity(COPY_BYTES, out),
             path: path.to_path_buf(),
             spool: BufWriter::with_capacity(COPY_BYTES, spool),
             spool_bytes: 0,
             next_block: 1,
+            file_bytes: 0,
+            file_bytes_max: limits.layer_file_bytes_max,
             buffer: vec![0; COPY_BYTES],
         };
         writer.seek_to_block(1)?;
@@ -96,6 +106,7 @@ impl Writer {
         data: &mut dyn Read,
         on_read: &dyn Fn(io::Error) -> ImageError,
     ) -> Result<FileData, ImageError> {
+        self.charge(size)?;
         if size == 0 {
             return Ok(FileData {
                 size,
@@ -136,6 +147,7 @@ impl Writer {
         data: &mut dyn Read,
         on_read: &dyn Fn(io::Error) -> ImageError,
     ) -> Result<FileData, ImageError> {
+        self.charge(size)?;
         if size == 0 {
             return Ok(FileData {
                 size,
@@ -364,6 +376,18 @@ impl Writer {
         Ok(record)
     }
 
+    fn charge(&mut self, size: u64) -> Result<(), ImageError> {
+        self.file_bytes = self.file_bytes.saturating_add(size);
+        if self.file_bytes <= self.file_bytes_max {
+            return Ok(());
+        }
+        Err(ImageError::Limit {
+            what: "the size of its files".to_owned(),
+            limit: "layer_file_bytes_max",
+            max: self.file_bytes_max,
+        })
+    }
+
     fn allocate(&mut self, bytes: u64) -> Result<u32, ImageError> {
         let first = u32::try_from(self.next_block).map_err(|_| too_large())?;
         self.next_block = self.next_block.saturating_add(bytes.div_ceil(BLOCK_BYTES));
@@ -381,9 +405,13 @@ impl Writer {
             let most = usize::try_from(left).unwrap_or(usize::MAX).min(COPY_BYTES);
             let part = self.buffer.get_mut(..most).unwrap_or_default();
             data.read_exact(part).map_err(on_read)?;
-            self.out
-                .write_all(part)
-                .map_err(|e| write_error(&self.path, e))?;
+            // Long runs of zeros become holes on the host: a hole copied up from a lower layer must not fill its disk.
+            let written = if part.len() == COPY_BYTES && part.iter().all(|b| *b == 0) {
+                self.out.seek_relative(COPY_BYTES as i64)
+            } else {
+                self.out.write_all(part)
+            };
+            written.map_err(|e| write_error(&self.path, e))?;
             left = left.saturating_sub(most as u64);
         }
         Ok(())

@@ -1,0 +1,144 @@
+//! The command line: Firecracker's options as far as they mean something here,
+//! and Kombi's own.
+
+use std::path::PathBuf;
+
+use blueprint::Engine;
+use clap::{Parser, ValueEnum};
+
+/// Most characters of `--id`, as in Firecracker.
+const ID_BYTES_MAX: usize = 64;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    the guest switched itself off or asked for a reset
+  1    any other error
+  130  stopped by SIGINT
+  140  the guest triple-faulted
+  141  the engine failed
+  143  stopped by SIGTERM
+  152  bad configuration: a field, or a file that it names
+  153  bad arguments
+148 to 151 and 154 to 157 are Firecracker's, for system calls that the jail
+forbids and for signals; see docs/exit-codes.md.";
+
+/// Runs one virtual machine until it ends. The guest's serial console is
+/// standard input and output.
+#[derive(Debug, Parser)]
+#[command(name = "kombi-vmm", version, after_help = EXIT_CODES)]
+pub(crate) struct Args {
+    /// The machine's configuration: a JSON file in Firecracker's form, or - for
+    /// standard input.
+    #[arg(long, value_name = "PATH|-")]
+    pub(crate) config_file: PathBuf,
+
+    /// Serve no API. None is served yet; accepted for scripts that say so.
+    #[arg(long)]
+    pub(crate) no_api: bool,
+
+    /// The machine's name in the log.
+    #[arg(long, default_value = "anonymous-instance", value_parser = parse_id)]
+    pub(crate) id: String,
+
+    /// The engine that runs guest code; overrides the configuration's.
+    #[arg(long, value_enum)]
+    pub(crate) engine: Option<EngineArg>,
+
+    /// Append the log to this file in place of standard error.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) log_path: Option<PathBuf>,
+
+    /// How much to log.
+    #[arg(long, value_enum, ignore_case = true, default_value = "info")]
+    pub(crate) level: Level,
+
+    /// Write one JSON object a line to this inherited descriptor when the
+    /// machine started and when it stopped.
+    #[arg(long, value_name = "N")]
+    pub(crate) status_fd: Option<u32>,
+
+    /// Be killed when the thread that started this process ends.
+    #[arg(long)]
+    pub(crate) die_with_parent: bool,
+}
+
+/// `--engine`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum EngineArg {
+    /// The best one that this host offers.
+    Auto,
+    /// The software engine: needs nothing of the host but x86-64.
+    Soft,
+    /// The host's /dev/kvm.
+    Kvm,
+}
+
+impl From<EngineArg> for Engine {
+    fn from(asked: EngineArg) -> Self {
+        match asked {
+            EngineArg::Auto => Engine::Auto,
+            EngineArg::Soft => Engine::Soft,
+            EngineArg::Kvm => Engine::Kvm,
+        }
+    }
+}
+
+/// `--level`, with Firecracker's names.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Level {
+    /// Nothing.
+    Off,
+    /// What went wrong.
+    Error,
+    /// And what looks wrong.
+    #[value(alias = "warn")]
+    Warning,
+    /// And what happened.
+    Info,
+    /// And why.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+fn parse_id(id: &str) -> Result<String, String> {
+    let named = id
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    if named && !id.is_empty() && id.len() <= ID_BYTES_MAX {
+        Ok(id.to_owned())
+    } else {
+        Err(format!(
+            "not 1 to {ID_BYTES_MAX} letters, digits or hyphens"
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Args, clap::Error> {
+        Args::try_parse_from(["kombi-vmm", "--config-file", "c"].iter().chain(args))
+    }
+
+    #[test]
+    fn the_declaration_is_consistent() {
+        <Args as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn firecrackers_options_are_understood() {
+        let args = parse(&["--no-api", "--id", "a-1", "--level", "Warning"]).unwrap();
+        assert_eq!((args.id.as_str(), args.no_api), ("a-1", true));
+        assert!(matches!(args.level, Level::Warning));
+    }
+
+    #[test]
+    fn ids_that_firecracker_refuses_are_refused() {
+        for id in ["", "a_b", "a/b", &"x".repeat(65)] {
+            assert!(parse(&["--id", id]).is_err(), "{id:?}");
+        }
+        assert!(parse(&["--id", &"x".repeat(64)]).is_ok());
+    }
+}

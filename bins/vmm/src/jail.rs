@@ -1,0 +1,87 @@
+//! The process's own surroundings: descriptors it inherited, its parent, the
+//! signals that ask it to stop.
+#![allow(unsafe_code)] // taking ownership of an inherited descriptor
+
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use machine::StopHandle;
+use rustix::io::FdFlags;
+use rustix::process::Signal;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use vmm_sys_util::signal::{block_signal, unblock_signal};
+
+/// The signals that end a machine in an orderly way.
+const STOP_SIGNALS: [i32; 2] = [SIGTERM, SIGINT];
+
+/// Takes the descriptor that whoever started this process left open as `number`
+/// for us. The standard ones, 0 to 2, are duplicated; others are taken over and
+/// closed on exec. Call this once per number, before anything is opened.
+///
+/// # Errors
+/// The host's, when there is no such descriptor.
+pub(crate) fn inherited(number: u32) -> std::io::Result<OwnedFd> {
+    let raw = RawFd::try_from(number).map_err(|_| rustix::io::Errno::BADF)?;
+    // SAFETY: only asked whether it is open, and then used while it is; nobody
+    // closes descriptors meanwhile, as this runs before other threads do.
+    let fd = unsafe { BorrowedFd::borrow_raw(raw) };
+    let flags = rustix::io::fcntl_getfd(fd)?;
+    if raw <= 2 {
+        return Ok(rustix::io::fcntl_dupfd_cloexec(fd, 3)?);
+    }
+    rustix::io::fcntl_setfd(fd, flags | FdFlags::CLOEXEC)?;
+    // SAFETY: it is open and, inherited, belongs to nothing else in this process.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+/// Has the kernel kill this process when the thread that started it ends.
+///
+/// # Errors
+/// The host's.
+pub(crate) fn die_with_parent() -> std::io::Result<()> {
+    Ok(rustix::process::set_parent_process_death_signal(Some(
+        Signal::KILL,
+    ))?)
+}
+
+/// Keeps the stop signals away from this thread and all that it starts: a
+/// handler must not run on a thread that executes guest code.
+///
+/// # Errors
+/// The host's.
+pub(crate) fn block_stop_signals() -> std::io::Result<()> {
+    for signal in STOP_SIGNALS {
+        block_signal(signal).map_err(|error| std::io::Error::other(error.to_string()))?;
+    }
+    Ok(())
+}
+
+/// Starts the one thread that takes the stop signals: the first one is noted in
+/// `first` and stops the machine, a second one ends this process at once.
+///
+/// # Errors
+/// The host's.
+pub(crate) fn stop_on_signals(
+    stop: StopHandle,
+    first: impl Fn(i32) + Send + 'static,
+) -> std::io::Result<()> {
+    let mut signals = Signals::new(STOP_SIGNALS)?;
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            for signal in STOP_SIGNALS {
+                // It was blocked by the same call, which succeeded.
+                let _ = unblock_signal(signal);
+            }
+            let mut asked = false;
+            for signal in signals.forever() {
+                if asked {
+                    std::process::exit(128 + signal);
+                }
+                asked = true;
+                first(signal);
+                stop.stop();
+            }
+        })?;
+    Ok(())
+}

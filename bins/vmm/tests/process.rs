@@ -1,0 +1,340 @@
+//! The process as others see it: exit codes, one-line errors, status events, and
+//! nothing left behind. The guests are a few bytes of machine code each.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+const VMM: &str = env!("CARGO_BIN_EXE_kombi-vmm");
+const START: u64 = 16 << 20;
+
+/// `jmp .`
+const SPIN: &[u8] = b"\xeb\xfe";
+/// `cli; hlt`
+const HALT: &[u8] = b"\xfa\xf4";
+/// `mov al, 0xfe; out 0x64, al; jmp .`
+const RESET: &[u8] = b"\xb0\xfe\xe6\x64\xeb\xfe";
+/// `mov dx, 0x600; mov al, 0x34; out dx, al; jmp .`
+const POWER_OFF: &[u8] = b"\x66\xba\x00\x06\xb0\x34\xee\xeb\xfe";
+/// `ud2` without an interrupt table.
+const TRIPLE_FAULT: &[u8] = b"\x0f\x0b";
+/// `mov dx, 0x3f8`, then `mov al, byte; out dx, al` each, then RESET.
+fn say(text: &str) -> Vec<u8> {
+    let mut code = b"\x66\xba\xf8\x03".to_vec();
+    for byte in text.bytes() {
+        code.extend([0xb0, byte, 0xee]);
+    }
+    code.extend(RESET);
+    code
+}
+
+/// An ELF kernel of one segment.
+fn elf(code: &[u8]) -> Vec<u8> {
+    let mut image = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0".to_vec();
+    for word in [START, 64, 0] {
+        image.extend(word.to_le_bytes());
+    }
+    image.extend(0_u32.to_le_bytes());
+    for half in [64_u16, 56, 1, 0, 0, 0] {
+        image.extend(half.to_le_bytes());
+    }
+    image.extend((1_u64 | 5 << 32).to_le_bytes());
+    for word in [120, START, START, code.len() as u64, 4096, 4096] {
+        image.extend(word.to_le_bytes());
+    }
+    image.extend(code);
+    image
+}
+
+struct Host(TempDir);
+
+impl Host {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// A configuration that boots `code`; `rest` are further members, DIR in them
+    /// is the directory of this test.
+    fn config(&self, code: &[u8], rest: serde_json::Value) -> PathBuf {
+        std::fs::write(self.path("kernel"), elf(code)).unwrap();
+        let mut config = serde_json::json!({
+            "boot-source": {"kernel_image_path": "DIR/kernel", "boot_args": ""},
+            "machine-config": {"mem_size_mib": 32, "engine": "soft"},
+        });
+        config
+            .as_object_mut()
+            .unwrap()
+            .extend(rest.as_object().unwrap().clone());
+        let text = config
+            .to_string()
+            .replace("DIR", self.0.path().to_str().unwrap());
+        let path = self.path("config.json");
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    fn start(&self, config: &Path, args: &[&str]) -> Child {
+        let mut command = Command::new(VMM);
+        command.arg("--config-file").arg(config).args(args);
+        if !args.contains(&"--level") {
+            command.args(["--level", "warning"]);
+        }
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command.spawn().unwrap()
+    }
+
+    fn run(&self, config: &Path, args: &[&str]) -> Output {
+        finish(self.start(config, args))
+    }
+
+    fn boot(&self, code: &[u8], args: &[&str]) -> Output {
+        self.run(&self.config(code, serde_json::json!({})), args)
+    }
+
+    /// Stands for the directory in what the process said.
+    fn anonymous(&self, text: &[u8]) -> String {
+        let text = String::from_utf8_lossy(text);
+        text.replace(self.0.path().to_str().unwrap(), "DIR")
+    }
+}
+
+/// Waits, but not for ever: a machine that hangs must fail its test.
+fn finish(mut child: Child) -> Output {
+    let until = Instant::now() + Duration::from_secs(60);
+    while child.try_wait().unwrap().is_none() {
+        if Instant::now() > until {
+            child.kill().unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.wait_with_output().unwrap()
+}
+
+fn pid(child: &Child) -> Pid {
+    Pid::from_child(child)
+}
+
+fn wait_for_started(child: &mut Child) -> BufReader<std::process::ChildStdout> {
+    let mut events = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    events.read_line(&mut line).unwrap();
+    assert_eq!(line, "{\"event\":\"started\"}\n");
+    events
+}
+
+#[test]
+fn each_end_of_a_guest_has_its_exit_code_and_event() {
+    for (code, exit, outcome) in [
+        (HALT, 0, "power-off"),
+        (POWER_OFF, 0, "power-off"),
+        (RESET, 0, "reset"),
+        (TRIPLE_FAULT, 140, "triple-fault"),
+    ] {
+        let host = Host::new();
+        let rest = serde_json::json!({"serial": {"serial_out_path": "DIR/log"}});
+        let output = host.run(&host.config(code, rest), &["--status-fd", "1"]);
+        let events = host.anonymous(&output.stdout);
+        assert!(
+            events.starts_with("{\"event\":\"started\"}\n"),
+            "{output:?}"
+        );
+        assert!(
+            events.contains(&format!("\"outcome\":\"{outcome}\"")),
+            "{events}"
+        );
+        assert_eq!(output.status.code(), Some(exit), "{outcome}: {output:?}");
+    }
+}
+
+#[test]
+fn standard_output_is_the_console_and_nothing_else() {
+    let output = Host::new().boot(&say("hello\nprompt> "), &[]);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "hello\nprompt> ");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn a_kernel_panic_on_the_console_is_the_events_message() {
+    let host = Host::new();
+    let rest = serde_json::json!({"serial": {"serial_out_path": "DIR/log"}});
+    let config = host.config(&say("[ 1.0] Kernel panic - not syncing: no init\n"), rest);
+    let output = host.run(&config, &["--status-fd", "1"]);
+    let last = host
+        .anonymous(&output.stdout)
+        .lines()
+        .last()
+        .unwrap()
+        .to_owned();
+    let wanted =
+        r#"{"event":"stopped","outcome":"reset","message":"Kernel panic - not syncing: no init"}"#;
+    assert_eq!(last, wanted);
+}
+
+#[test]
+fn configuration_is_read_from_standard_input() {
+    let host = Host::new();
+    let config = std::fs::read(host.config(HALT, serde_json::json!({}))).unwrap();
+    let mut child = Command::new(VMM)
+        .args(["--config-file", "-", "--no-api", "--id", "a-1"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(&config).unwrap();
+    assert_eq!(finish(child).status.code(), Some(0));
+}
+
+#[test]
+fn sigterm_and_sigint_stop_a_guest_that_spins_and_unlink_its_socket() {
+    for (signal, exit) in [(Signal::TERM, 143), (Signal::INT, 130)] {
+        let host = Host::new();
+        let rest = serde_json::json!({
+            "vsock": {"guest_cid": 3, "uds_path": "DIR/v.sock"},
+            "serial": {"serial_out_path": "DIR/log"},
+        });
+        let mut child = host.start(&host.config(SPIN, rest), &["--status-fd", "1"]);
+        let mut events = wait_for_started(&mut child);
+        assert!(host.path("v.sock").exists());
+        kill_process(pid(&child), signal).unwrap();
+        let output = finish(child);
+        assert_eq!(output.status.code(), Some(exit), "{output:?}");
+        let mut rest = String::new();
+        events.read_to_string(&mut rest).unwrap();
+        assert_eq!(
+            rest,
+            "{\"event\":\"stopped\",\"outcome\":\"stopped\",\"message\":null}\n"
+        );
+        assert!(!host.path("v.sock").exists());
+    }
+}
+
+#[test]
+fn a_killed_parent_leaves_no_machine_behind() {
+    let host = Host::new();
+    let rest = serde_json::json!({"serial": {"serial_out_path": "DIR/log"}});
+    let config = host.config(SPIN, rest);
+    // The trailing command keeps the shell from becoming the monitor itself.
+    let script = "\"$0\" --config-file \"$1\" --die-with-parent --status-fd 1; exit";
+    let mut shell = Command::new("/bin/sh")
+        .args(["-c", script, VMM])
+        .arg(&config)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut events = wait_for_started(&mut shell);
+    shell.kill().unwrap();
+    shell.wait().unwrap();
+    // The monitor alone still held the other end.
+    let mut rest = String::new();
+    events.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "", "killed, not stopped");
+}
+
+#[test]
+fn bad_configuration_is_one_line_with_object_cause_and_way_out() {
+    let host = Host::new();
+    let json = |text: &str| {
+        let path = host.path("bad.json");
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let error = |config: &Path, args: &[&str]| {
+        let output = host.run(config, args);
+        assert_eq!(output.status.code(), Some(152), "{output:?}");
+        host.anonymous(&output.stderr)
+    };
+    assert_eq!(
+        error(&host.path("none"), &[]),
+        "kombi-vmm: error: failed to read configuration \"DIR/none\": No such file or directory \
+         (os error 2); give a readable file, or - for standard input\n"
+    );
+    assert_eq!(
+        error(&json("{"), &[]),
+        "kombi-vmm: error: configuration \"DIR/bad.json\" is refused: failed to read the machine \
+         configuration: EOF while parsing an object at line 1 column 1\n"
+    );
+    assert_eq!(
+        error(
+            &json(r#"{"boot-source": {"kernel_image_path": "/none/vmlinux"}}"#),
+            &[]
+        ),
+        "kombi-vmm: error: the machine cannot be built: failed to open kernel \"/none/vmlinux\": \
+         No such file or directory (os error 2); give the path of a readable vmlinux or bzImage\n"
+    );
+    let config = host.config(HALT, serde_json::json!({}));
+    assert_eq!(
+        error(&config, &["--engine", "kvm"]),
+        "kombi-vmm: error: engine \"kvm\" is not part of this version; try --engine soft\n"
+    );
+    std::fs::write(host.path("kernel"), &elf(HALT)[..100]).unwrap();
+    assert_eq!(
+        error(&config, &[]),
+        "kombi-vmm: error: the machine cannot be built: kernel \"DIR/kernel\" is truncated: its \
+         headers want more than its 100 bytes; build or copy the kernel again\n"
+    );
+}
+
+#[test]
+fn a_failure_is_an_event_as_well() {
+    let host = Host::new();
+    let output = host.run(&host.path("none"), &["--status-fd", "1"]);
+    let event = host.anonymous(&output.stdout);
+    assert!(event.starts_with("{\"event\":\"stopped\",\"outcome\":\"error\",\"message\":\"failed"));
+    assert_eq!(event.lines().count(), 1);
+}
+
+#[test]
+fn bad_arguments_have_their_own_exit_code_and_help_has_none() {
+    let host = Host::new();
+    let code = |args: &[&str]| Command::new(VMM).args(args).output().unwrap().status.code();
+    assert_eq!(code(&[]), Some(153));
+    assert_eq!(code(&["--config-file", "c", "--id", "a_b"]), Some(153));
+    assert_eq!(
+        code(&["--config-file", "c", "--status-fd", "77"]),
+        Some(153)
+    );
+    let log = host.path("no/log");
+    assert_eq!(
+        code(&["--config-file", "c", "--log-path", log.to_str().unwrap()]),
+        Some(153)
+    );
+    assert_eq!(
+        (code(&["--help"]), code(&["--version"])),
+        (Some(0), Some(0))
+    );
+    let help = Command::new(VMM).arg("--help").output().unwrap().stdout;
+    assert!(String::from_utf8_lossy(&help).contains("140  the guest triple-faulted"));
+}
+
+#[test]
+fn the_log_goes_to_its_file() {
+    let host = Host::new();
+    let log = host.path("vmm.log");
+    let config = host.config(HALT, serde_json::json!({}));
+    let output = host.run(
+        &config,
+        &["--log-path", log.to_str().unwrap(), "--level", "Info"],
+    );
+    assert_eq!(
+        (output.status.code(), &output.stderr[..]),
+        (Some(0), &b""[..])
+    );
+    assert!(
+        std::fs::read_to_string(log)
+            .unwrap()
+            .contains("outcome=power-off")
+    );
+}

@@ -1,0 +1,110 @@
+//! Runs a program on both sides and says what differs.
+
+use std::fmt::Write as _;
+
+use crate::Error;
+use crate::engine::{GUEST_END, Guest};
+use crate::layout::{DATA, DATA_LEN, NO_VECTOR, SLOTS, State};
+use crate::oracle::{Oracle, native_end};
+use crate::program::Program;
+
+/// Status flags and DF.
+const FLAGS: u64 = 0xcd5;
+const PAGE_FAULT: u64 = 14;
+
+/// What a comparison found.
+pub struct Outcome {
+    /// Nothing, or what differs, in words.
+    pub difference: Option<String>,
+    /// The vector of the fault that ended the program natively, if one did.
+    pub vector: Option<u64>,
+}
+
+/// Runs `program` natively and in the guest.
+///
+/// # Errors
+/// [`Error`] when a side could not run it at all.
+pub fn compare(
+    oracle: &mut Oracle,
+    guest: &mut Guest,
+    program: &Program,
+) -> Result<Outcome, Error> {
+    let mut native_tail = vec![0xff, 0x25, 0, 0, 0, 0];
+    native_tail.extend_from_slice(&native_end().to_le_bytes());
+    for (at, code) in &program.pieces {
+        oracle.write(*at, code);
+        guest.write(*at, code)?;
+    }
+    oracle.write(program.end, &native_tail);
+    guest.write(program.end, &GUEST_END)?;
+    for (at, bytes) in [(SLOTS, &program.slots), (DATA, &program.data)] {
+        oracle.write(at, bytes);
+        guest.write(at, bytes)?;
+    }
+    let native = oracle.run(&program.state)?;
+    let emulated = guest.run(&program.state)?;
+    let native_data = oracle.read(DATA, DATA_LEN);
+    let emulated_data = guest.read(DATA, DATA_LEN)?;
+    let mut text = String::new();
+    states(&mut text, &native, &emulated);
+    if let Some(i) = native_data
+        .iter()
+        .zip(&emulated_data)
+        .position(|(a, b)| a != b)
+    {
+        let (a, b) = (native_data.get(i), emulated_data.get(i));
+        let _ = writeln!(
+            text,
+            "memory at {:#x}: {a:02x?} native, {b:02x?} engine",
+            DATA + i as u64
+        );
+    }
+    let difference = (!text.is_empty()).then_some(text);
+    Ok(Outcome {
+        difference,
+        vector: (native.vector != NO_VECTOR).then_some(native.vector),
+    })
+}
+
+fn states(text: &mut String, native: &State, engine: &State) {
+    let mut differ = |what: &str, a: u64, b: u64| {
+        if a != b {
+            let _ = writeln!(text, "{what}: {a:#x} native, {b:#x} engine");
+        }
+    };
+    differ("vector", native.vector, engine.vector);
+    for (i, (a, b)) in native.gpr.iter().zip(&engine.gpr).enumerate() {
+        differ(&format!("register {i}"), *a, *b);
+    }
+    if native.vector == NO_VECTOR {
+        differ("flags", native.rflags & FLAGS, engine.rflags & FLAGS);
+    } else {
+        // Status flags that nothing reads any more may be wrong at a fault.
+        differ("rip", native.rip, engine.rip);
+        differ("direction", native.rflags & 0x400, engine.rflags & 0x400);
+        if native.vector == PAGE_FAULT {
+            differ("cr2", native.cr2, engine.cr2);
+            differ("write", native.wrote, engine.wrote);
+        }
+    }
+    let image = |state: &State, range: std::ops::Range<usize>| state.fxsave[range].to_vec();
+    for (what, range) in [
+        ("x87 control", 0..2),
+        ("x87 status", 2..4),
+        ("x87 tags", 4..5),
+        ("mxcsr", 24..26),
+        ("x87 or mmx registers", 32..160),
+        ("xmm registers", 160..416),
+    ] {
+        let (mut a, mut b) = (image(native, range.clone()), image(engine, range));
+        if what.starts_with("x87 or") {
+            // Ten bytes of sixteen.
+            for register in [&mut a, &mut b] {
+                register.chunks_exact_mut(16).for_each(|r| r[10..].fill(0));
+            }
+        }
+        if a != b {
+            let _ = writeln!(text, "{what}: {a:02x?} native, {b:02x?} engine");
+        }
+    }
+}

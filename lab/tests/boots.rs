@@ -1,0 +1,167 @@
+//! Our kernel on the software engine, from the first instruction to its end.
+
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hv_soft::SoftHypervisor;
+use lab::initramfs::Initramfs;
+use machine::{Ended, Machine, Outcome, Stdio};
+use tempfile::TempDir;
+
+/// No guest of these tests takes longer.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What `guest/kernel/build.sh` leaves, or `KOMBI_TEST_KERNELS` has.
+fn kernel(name: &str) -> PathBuf {
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guest");
+    let dir = std::env::var_os("KOMBI_TEST_KERNELS").map_or(built, PathBuf::from);
+    let path = dir.join(name);
+    assert!(
+        path.exists(),
+        "no kernel {path:?}: run guest/kernel/build.sh first"
+    );
+    path
+}
+
+struct Boot {
+    dir: TempDir,
+    kernel: &'static str,
+    args: &'static str,
+    rest: serde_json::Value,
+}
+
+impl Boot {
+    fn new() -> Self {
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            kernel: "vmlinux",
+            args: "console=ttyS0 quiet panic=-1",
+            rest: serde_json::json!({}),
+        }
+    }
+
+    /// Boots with `script` as PID 1; returns how it ended and what it printed.
+    fn run(&self, script: &str) -> (Ended, String) {
+        let busybox = std::fs::read("/bin/busybox").expect("busybox-static is installed");
+        let mounts = "/bin/busybox --install -s /bin; export PATH=/bin; \
+                      mount -t proc p /proc; mount -t sysfs s /sys; mount -t devtmpfs d /dev";
+        let disk = Initramfs::with_busybox(&busybox, &format!("{mounts}\n{script}"));
+        let initrd = self.dir.path().join("initrd");
+        std::fs::write(&initrd, disk.finish()).unwrap();
+        let mut draft = serde_json::json!({
+            "boot-source": {
+                "kernel_image_path": kernel(self.kernel),
+                "initrd_path": initrd,
+                "boot_args": self.args,
+            },
+            "machine-config": {"mem_size_mib": 128, "engine": "soft"},
+        });
+        draft
+            .as_object_mut()
+            .unwrap()
+            .extend(self.rest.as_object().unwrap().clone());
+        let blueprint = blueprint::Draft::from_json(draft.to_string().as_bytes())
+            .unwrap()
+            .check()
+            .unwrap();
+
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let stdio = Stdio {
+            input: None,
+            output: ours.into(),
+        };
+        let machine = Machine::build(&blueprint, &SoftHypervisor::default(), stdio).unwrap();
+        let stop = machine.stop_handle();
+        // Ends with the test's process.
+        std::thread::spawn(move || {
+            std::thread::sleep(PATIENCE);
+            stop.stop();
+        });
+        let reader = std::thread::spawn(move || {
+            let mut text = Vec::new();
+            theirs.read_to_end(&mut text).unwrap();
+            String::from_utf8_lossy(&text).replace('\r', "")
+        });
+        let ended = machine.run().unwrap();
+        (ended, reader.join().unwrap())
+    }
+}
+
+#[track_caller]
+fn assert_outcome(ended: &Ended, text: &str, wanted: Outcome) {
+    assert_eq!(*ended.result.as_ref().unwrap(), wanted, "console:\n{text}");
+}
+
+#[test]
+fn vmlinux_boots_to_init_and_powers_off() {
+    let (ended, text) = Boot::new().run("echo from init: $(uname -sm); poweroff -f");
+    assert!(text.contains("from init: Linux x86_64\n"), "{text}");
+    assert_outcome(&ended, &text, Outcome::PowerOff);
+    assert_eq!(ended.kernel_panic(), None);
+}
+
+#[test]
+fn bzimage_boots_to_init_and_resets() {
+    let boot = Boot {
+        kernel: "bzImage",
+        ..Boot::new()
+    };
+    let (ended, text) = boot.run("echo from init; reboot -f");
+    assert!(text.contains("from init\n"), "{text}");
+    assert_outcome(&ended, &text, Outcome::Reset);
+}
+
+#[test]
+fn init_that_ends_is_a_kernel_panic_in_the_report() {
+    let (ended, text) = Boot::new().run("exit 3");
+    assert_outcome(&ended, &text, Outcome::Reset);
+    let panic = ended.kernel_panic().unwrap();
+    assert!(panic.contains("Attempted to kill init"), "{panic}");
+}
+
+#[test]
+fn disks_entropy_and_their_interrupts_work() {
+    let mut boot = Boot::new();
+    let (disk, scratch) = (
+        boot.dir.path().join("disk"),
+        boot.dir.path().join("scratch"),
+    );
+    let content: Vec<u8> = (0..1 << 20).map(|i: u32| (i % 251) as u8).collect();
+    std::fs::write(&disk, &content).unwrap();
+    std::fs::write(&scratch, [0; 8192]).unwrap();
+    boot.rest = serde_json::json!({
+        "drives": [
+            {"drive_id": "disk", "path_on_host": disk, "is_read_only": true},
+            {"drive_id": "scratch", "path_on_host": scratch},
+        ],
+        "entropy": {},
+    });
+    let (ended, text) = boot.run(
+        "dd if=/dev/vda of=/copy bs=64k 2>/dev/null\n\
+         echo disk: $(wc -c < /copy) $(dd if=/copy bs=1 skip=1000000 count=4 2>/dev/null | od -An -tu1)\n\
+         echo written | dd of=/dev/vdb bs=1 seek=4096 conv=notrunc,fsync 2>/dev/null\n\
+         echo x | dd of=/dev/vda 2>&1 | grep -o 'Operation not permitted\\|Read-only\\|I/O error' | head -1\n\
+         echo entropy: $(cat /sys/class/misc/hw_random/rng_current)\n\
+         poweroff -f",
+    );
+    assert!(text.contains("disk: 1048576 16 17 18 19\n"), "{text}");
+    assert!(text.contains("entropy: virtio_rng"), "{text}");
+    assert_eq!(
+        &std::fs::read(&scratch).unwrap()[4096..4104],
+        b"written\n",
+        "{text}"
+    );
+    assert_eq!(std::fs::read(&disk).unwrap(), content);
+    assert_outcome(&ended, &text, Outcome::PowerOff);
+}
+
+#[test]
+fn a_kernel_without_a_root_says_so() {
+    let mut boot = Boot::new();
+    boot.args = "console=ttyS0 panic=-1 rdinit=/none root=/dev/none";
+    let (ended, text) = boot.run("");
+    assert_outcome(&ended, &text, Outcome::Reset);
+    assert!(ended.kernel_panic().unwrap().contains("VFS"), "{text}");
+}

@@ -421,6 +421,11 @@ fn wait_for_exit(
 }
 
 fn why_it_ended(vmm: &VmmProcess, stage: Stage) -> Error {
+    if vmm.exit().is_none() {
+        return Error::Protocol {
+            what: "it hung up before the command's end",
+        };
+    }
     if let Some(signal) = vmm.killed_by() {
         return Error::VmmKilled {
             signal,
@@ -433,7 +438,7 @@ fn why_it_ended(vmm: &VmmProcess, stage: Stage) -> Error {
     let console = last_console_line(vmm);
     match vmm.stopped() {
         Some(("triple-fault", _)) => Error::TripleFault { console },
-        Some((outcome, message)) if vmm.exit().is_none_or(|exit| !exit.success()) => {
+        Some((outcome, message)) if vmm.exit().is_some_and(|exit| !exit.success()) => {
             Error::VmmFailed {
                 stage: if stage == Stage::Boot && !vmm.started() {
                     "start"

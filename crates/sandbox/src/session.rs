@@ -79,7 +79,29 @@ impl<'a> Outbox<'a> {
         self.bytes.extend_from_slice(bytes);
     }
 
+    /// Writes what poll(2) has just allowed, and more as long as it goes on allowing it.
     fn flush(&mut self) -> Result<(), Error> {
+        // Then signals have their turn.
+        const WRITES_MAX: u32 = 16;
+        for _ in 0..WRITES_MAX {
+            self.write_once()?;
+            if self.pending().is_empty() || !self.is_writable() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_writable(&self) -> bool {
+        const NOW: Timespec = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let mut fds = [PollFd::from_borrowed_fd(self.fd, PollFlags::OUT)];
+        matches!(rustix::event::poll(&mut fds, Some(&NOW)), Ok(1))
+    }
+
+    fn write_once(&mut self) -> Result<(), Error> {
         let pending = self.pending();
         let chunk = pending.get(..self.write_bytes_max).unwrap_or(pending);
         match rustix::io::write(self.fd, chunk) {
@@ -187,9 +209,12 @@ impl Session<'_> {
         let stdin_at = stdin.and_then(|fd| add(fd, PollFlags::IN));
         let stdout_at = add(self.stdout.fd, out_if(&self.stdout));
         let stderr_at = add(self.stderr.fd, out_if(&self.stderr));
-        for fd in vmm.fds().chain(control.fd()) {
-            add(fd, PollFlags::IN);
-        }
+        control.fd().and_then(|fd| add(fd, PollFlags::IN));
+        let monitor_at = fds.len();
+        fds.extend(
+            vmm.fds()
+                .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)),
+        );
         poll_until(&mut fds, None)?;
         let ready = |at: Option<usize>| {
             at.and_then(|at| fds.get(at))
@@ -197,9 +222,15 @@ impl Session<'_> {
         };
         let (stream_ready, stdin_ready) = (ready(stream_at), ready(stdin_at));
         let (stdout_ready, stderr_ready) = (ready(stdout_at), ready(stderr_at));
+        let monitor_ready = fds
+            .iter()
+            .skip(monitor_at)
+            .any(|fd| !fd.revents().is_empty());
         drop(fds);
 
-        vmm.drain();
+        if monitor_ready {
+            vmm.drain();
+        }
         self.obey(control)?;
         if !stdout_ready.is_empty() {
             self.stdout.flush()?;

@@ -28,7 +28,7 @@ use crate::console::{Tail, printable};
 /// Bytes of one status line; a longer one is none.
 const STATUS_LINE_BYTES_MAX: usize = 64 << 10;
 /// Bytes read at once.
-const READ_BYTES: usize = 64 << 10;
+const READ_BYTES: usize = 4 << 10;
 
 /// What the monitor says on its status descriptor, one JSON object a line.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -280,17 +280,28 @@ fn nonblocking(pipe: impl Into<OwnedFd>) -> std::io::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// The guest's console is a stranger's text: no terminal may obey it.
 fn show(verbose: bool, bytes: &[u8]) {
-    if verbose {
-        let _ = std::io::stderr().write_all(bytes);
+    if !verbose {
+        return;
     }
+    let mut shown = String::new();
+    for c in String::from_utf8_lossy(bytes).chars() {
+        match c {
+            '\n' | '\t' => shown.push(c),
+            '\r' => {}
+            c if c.is_control() => shown.extend(c.escape_default()),
+            c => shown.push(c),
+        }
+    }
+    let _ = std::io::stderr().write_all(shown.as_bytes());
 }
 
 /// Reads until nothing is left; true at the end of the file.
 fn read_all(fd: &OwnedFd, mut take: impl FnMut(&[u8])) -> bool {
     // A guest that prints without end must not keep us here: we come back at the next poll.
-    const READS_MAX: u32 = 16;
-    let mut buffer = vec![0_u8; READ_BYTES];
+    const READS_MAX: u32 = 64;
+    let mut buffer = [0_u8; READ_BYTES];
     for _ in 0..READS_MAX {
         match rustix::io::read(fd, &mut buffer) {
             Ok(0) => return true,

@@ -87,14 +87,14 @@ input_hash() {
         gcc --version | head -n 1
         ld --version | head -n 1
         cd "$here"
-        find build.sh config patches -type f \( -name '*.config' -o -name '*.patch' -o -name build.sh \) -print0 2>/dev/null |
+        find . -maxdepth 2 ! -name 'verify*' -type f \( -name '*.config' -o -name '*.patch' -o -name '*.sh' \) -print0 2>/dev/null |
             sort -z | xargs -0 sha256sum
     } | sha256sum | cut -c 1-24
 }
 
 kernel_make() {
     # Fixed names and date: equal input gives equal bytes.
-    make -C "$work/source" ARCH=x86_64 KBUILD_BUILD_USER=kombi KBUILD_BUILD_HOST=kombi KBUILD_BUILD_VERSION=1 \
+    make -C "$work/source" ARCH=x86_64 CC="$here/cc_with_common_headers.sh" HOSTCC=gcc KBUILD_BUILD_USER=kombi KBUILD_BUILD_HOST=kombi KBUILD_BUILD_VERSION=1 \
         KBUILD_BUILD_TIMESTAMP='Thu Jan  1 00:00:00 UTC 2026' "$@"
 }
 
@@ -143,6 +143,47 @@ verify_configuration() {
     ((lost == 0)) || die "configuration lost symbols"
 }
 
+# Precompiles what most files include, with the flags that most files get: see cc_with_common_headers.sh.
+precompile_headers() {
+    export KOMBI_COMMON=$work/common
+    mkdir -p "$KOMBI_COMMON"
+    cat >"$KOMBI_COMMON/common.h" <<'END'
+#include <linux/compiler-version.h>
+#include <linux/kconfig.h>
+#include <linux/compiler_types.h>
+#include <linux/kernel.h>
+#include <linux/module.h>
+#include <linux/mm.h>
+#include <linux/fs.h>
+#include <linux/slab.h>
+#include <linux/sched.h>
+#include <linux/sched/signal.h>
+#include <linux/skbuff.h>
+#include <linux/netdevice.h>
+END
+    # Names of the file being compiled: they may be defined only after the precompiled header.
+    cat >"$KOMBI_COMMON/names.h" <<'END'
+#define KBUILD_BASENAME KOMBI_BASENAME
+#define KBUILD_MODNAME KOMBI_MODNAME
+#define KBUILD_MODFILE KOMBI_MODFILE
+#define __KBUILD_MODNAME KOMBI_MODNAME_TOKEN
+END
+    : >"$KOMBI_COMMON/flags"
+    : >"$KOMBI_COMMON/common.h.gch"
+    # Some ordinary file tells the flags.
+    KOMBI_COMMON_FLAGS_TO=$work/flags kernel_make -s fs/namei.o >>"$work/configure.log" 2>&1 || return 0
+    # The flags are words without quotes or blanks: see the wrapper.
+    # shellcheck disable=SC2046
+    if (cd "$work/source" && gcc -w $(<"$work/flags") -x c-header "$KOMBI_COMMON/common.h" -o "$work/common.h.gch") \
+        >>"$work/configure.log" 2>&1; then
+        mv "$work/common.h.gch" "$KOMBI_COMMON/common.h.gch"
+        mv "$work/flags" "$KOMBI_COMMON/flags"
+    else
+        say 'common headers do not precompile; building without'
+        rm -f "$KOMBI_COMMON/common.h.gch"
+    fi
+}
+
 compile() {
     local status
     # "  CC      file.o": one line a step.
@@ -162,6 +203,7 @@ build_into() {
     say "unpacking $(dpkg-query -W -f '${Package} ${Version}' "$SOURCE_PACKAGE")"
     unpack
     configure
+    precompile_headers
     compile
     # No debug information is built; symbols that only a debugger reads go too (a panic prints names from kallsyms).
     strip --strip-all -o "$destination/vmlinux" "$work/source/vmlinux"

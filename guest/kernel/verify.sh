@@ -56,7 +56,7 @@ make_inputs() {
 boot() {
     local name=$1 kernel=$2 initramfs=$3 machine=$4 processors=$5 words=$6 log=$room/$1.log status=0 started=$SECONDS
     cp "$room/disk.ext4" "$room/$name.ext4"
-    timeout "$BOOT_SECONDS_MAX" qemu-system-x86_64 -M "microvm,accel=tcg,$machine" -cpu max -m 256 -smp "$processors" \
+    timeout "$BOOT_SECONDS_MAX" qemu-system-x86_64 -M "microvm,accel=tcg,$machine" -cpu max -m 640 -smp "$processors" \
         -nodefaults -no-user-config -nographic -no-reboot -serial stdio \
         -kernel "$kernel" -initrd "$initramfs" -append "console=ttyS0 quiet panic=-1 reboot=t $words" \
         -drive "id=a,file=$room/$name.ext4,format=raw,if=none" -device virtio-blk-device,drive=a \
@@ -88,7 +88,7 @@ main() {
     trap 'rm -rf "$room"' EXIT
     failures=0
     make_inputs
-    boot acpi "$images/vmlinux" "$room/initramfs.cpio" acpi=on 2 'expect=smp expect=acpi'
+    boot acpi "$images/vmlinux" "$room/initramfs.cpio" acpi=on 2 'expect=smp expect=acpi tsc_early_khz=2000000'
     boot command-line "$images/bzImage" "$room/initramfs.cpio.zst" acpi=off 1 ''
     boot mp-table "$images/vmlinux" "$room/initramfs.cpio.gz" acpi=off 2 'expect=smp'
     ((failures == 0)) || die "features are missing"

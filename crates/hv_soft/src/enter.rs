@@ -225,6 +225,9 @@ unsafe extern "sysv64" {
 
 global_asm!(
     ".text",
+    // Other codegen units refer to them.
+    ".globl kombi_enter, kombi_exit, kombi_exit_end",
+    ".hidden kombi_enter, kombi_exit, kombi_exit_end",
     ".balign 16",
     "kombi_enter:",
     "push rbp", "push rbx", "push r12", "push r13", "push r14", "push r15",

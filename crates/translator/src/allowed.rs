@@ -15,7 +15,9 @@ mod sse;
 mod sse4;
 mod x87;
 
-use crate::table::Entry;
+use iced_x86::Code;
+
+use crate::table::{Class, Entry};
 
 /// Every list.
 pub(crate) const LISTS: [&[Entry]; 6] = [
@@ -26,3 +28,13 @@ pub(crate) const LISTS: [&[Entry]; 6] = [
     sse::ROWS,
     sse4::ROWS,
 ];
+
+/// Every code on the allow-list that is emitted again for the host, or expressed
+/// otherwise; what does nothing is left out. For tests that compare with a CPU.
+pub fn allowed_codes() -> impl Iterator<Item = Code> {
+    LISTS
+        .iter()
+        .flat_map(|list| list.iter())
+        .filter(|entry| entry.row.class != Class::Nothing)
+        .map(|entry| entry.code)
+}

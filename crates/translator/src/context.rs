@@ -37,8 +37,8 @@ pub enum Mode {
 /// Translations of guest linear pages to host addresses. Entry `i` serves pages
 /// whose number is `i` modulo [`TLB_ENTRIES`].
 ///
-/// An empty tag is a page address that belongs to another index, so that no
-/// access can match it.
+/// An empty tag is a page address that belongs to another index, and not to a
+/// neighbour's: an operand that runs into the next page must not match it either.
 #[repr(C)]
 pub struct Tlb {
     /// Linear page address that may be read.

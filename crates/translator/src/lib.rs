@@ -38,6 +38,7 @@ mod stubs;
 mod table;
 mod translate;
 
+pub use allowed::allowed_codes;
 pub use block::{Block, Exit, GuestCode, Kind, Refused, Request, Thunks};
 pub use stubs::{Stubs, cross_jump_stub, stubs};
 pub use translate::{Options, Translator};

@@ -11,6 +11,7 @@ use std::path::Path;
 
 use ram::{GuestMemory, volatile};
 use rustix::fs::FallocateFlags;
+use rustix::io::retry_on_intr;
 
 use super::spec::{
     Config, F_BLK_SIZE, F_DISCARD, F_FLUSH, F_RO, F_SEG_MAX, F_WRITE_ZEROES, Header, ID_LEN,
@@ -292,7 +293,8 @@ impl Disk {
             let at = self.place(range.sector, len)?;
             if len > 0 {
                 // The guest falls back to writing zeros where the host cannot.
-                rustix::fs::fallocate(&self.file, how | FallocateFlags::KEEP_SIZE, at, len)
+                let flags = how | FallocateFlags::KEEP_SIZE;
+                retry_on_intr(|| rustix::fs::fallocate(&self.file, flags, at, len))
                     .map_err(io::Error::from)?;
             }
         }

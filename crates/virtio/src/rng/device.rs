@@ -1,6 +1,7 @@
 //! The source itself.
 
 use ram::GuestMemory;
+use rustix::io::retry_on_intr;
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::{Activation, Chain, DeviceType, Error, QueueError, VirtQueue, VirtioDevice};
@@ -82,7 +83,8 @@ fn fill(mut chain: Chain<'_>) -> u32 {
         let Some(piece) = bytes.get_mut(..wanted) else {
             break;
         };
-        let Ok(n) = getrandom(&mut *piece, GetRandomFlags::empty()) else {
+        // vCPU threads are kicked by signals.
+        let Ok(n) = retry_on_intr(|| getrandom(&mut *piece, GetRandomFlags::empty())) else {
             break;
         };
         filled += room.write(piece.get(..n).unwrap_or_default());

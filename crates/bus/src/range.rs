@@ -33,7 +33,9 @@ pub struct Bus<D> {
 
 impl<D> Default for Bus<D> {
     fn default() -> Self {
-        Self { by_start: BTreeMap::new() }
+        Self {
+            by_start: BTreeMap::new(),
+        }
     }
 }
 
@@ -90,9 +92,19 @@ mod tests {
         bus.insert(0x1000, 0x10, ()).unwrap();
         for (start, len) in [(0x100f, 1), (0x0fff, 2), (0x0, 0x2000), (0x1004, 2)] {
             let got = bus.insert(start, len, ());
-            assert_eq!(got, Err(BusError::Overlap { start, len, other: 0x1000 }));
+            assert_eq!(
+                got,
+                Err(BusError::Overlap {
+                    start,
+                    len,
+                    other: 0x1000
+                })
+            );
         }
-        assert!(matches!(bus.insert(u64::MAX, 2, ()), Err(BusError::Range { .. })));
+        assert!(matches!(
+            bus.insert(u64::MAX, 2, ()),
+            Err(BusError::Range { .. })
+        ));
         assert!(matches!(bus.insert(5, 0, ()), Err(BusError::Range { .. })));
         bus.insert(u64::MAX, 1, ()).unwrap();
     }

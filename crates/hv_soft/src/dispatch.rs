@@ -167,10 +167,11 @@ impl Run<'_> {
         if number == INDIRECT_EXIT {
             self.stats.indirect += 1;
             self.context.rip = self.context.scratch[0];
-            if self.context.pending != 0 {
-                return Ok(Next::Look);
-            }
-            return self.look_slowly().map(Next::Resume);
+            // The lookup comes first: it replaces the entry that missed. Without it
+            // an interrupt that has to wait would make us enter that one for ever.
+            let at = self.look_slowly()?;
+            let next = if self.context.pending == 0 { Next::Resume(at) } else { Next::Look };
+            return Ok(next);
         }
         if number == FAULT_EXIT {
             return self.handle_fault();

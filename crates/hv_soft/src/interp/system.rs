@@ -190,6 +190,12 @@ impl Run<'_> {
             }
             M::Fxsave | M::Fxsave64 => self.fxsave(ins)?,
             M::Fxrstor | M::Fxrstor64 => self.fxrstor(ins)?,
+            // CPUID shows KVM, so hypercalls do not fault; there are none to serve
+            // (Documentation/virt/kvm/x86/hypercalls.rst: -KVM_ENOSYS, -KVM_EPERM).
+            M::Vmcall | M::Vmmcall => {
+                let refusal = if self.regs.cpl == 0 { -1000 } else { -1 };
+                self.context.gpr[RAX] = i64::cast_unsigned(refusal);
+            }
             // Caches and TLB hints have nothing to do here.
             M::Clflush | M::Clflushopt | M::Pause | M::Nop | M::Monitor | M::Reservednop => {}
             _ => {

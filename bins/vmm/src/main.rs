@@ -6,16 +6,17 @@
 //! console and nothing else.
 //!
 //! Left to others: what a machine is (`machine`), how guest code runs (engines).
+#![forbid(unsafe_code)]
 
 mod args;
 mod engine;
 mod failure;
-mod jail;
 mod status;
+mod surroundings;
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -61,13 +62,14 @@ fn main() -> ExitCode {
 fn run(args: &Args, status: &mut Status) -> Result<u8, Failure> {
     let host = |doing| move |source| Failure::Host { doing, source };
     if args.die_with_parent {
-        jail::die_with_parent().map_err(host("tie this process to its parent"))?;
+        surroundings::die_with_parent().map_err(host("tie this process to its parent"))?;
     }
     if let Some(number) = args.status_fd {
-        let fd = jail::inherited(number).map_err(|source| Failure::StatusFd { number, source })?;
+        let fd = surroundings::inherited(number)
+            .map_err(|source| Failure::StatusFd { number, source })?;
         *status = Status::to(fd);
     }
-    jail::block_stop_signals().map_err(host("block signals"))?;
+    surroundings::block_stop_signals().map_err(host("block signals"))?;
     start_log(args)?;
 
     let blueprint = read_blueprint(args)?;
@@ -77,16 +79,19 @@ fn run(args: &Args, status: &mut Status) -> Result<u8, Failure> {
         input: if reads_stdin(args) {
             None
         } else {
-            jail::inherited(0).ok()
+            std::io::stdin().as_fd().try_clone_to_owned().ok()
         },
-        output: stdout().map_err(host("duplicate standard output"))?,
+        output: std::io::stdout()
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(host("duplicate standard output"))?,
     };
     let machine = Machine::build(&blueprint, &hypervisor, stdio)
         .map_err(|source| Failure::Build { source })?;
 
     let stopped_by = Arc::new(AtomicI32::new(0));
     let note = stopped_by.clone();
-    jail::stop_on_signals(machine.stop_handle(), move |signal| {
+    surroundings::stop_on_signals(machine.stop_handle(), move |signal| {
         note.store(signal, Ordering::SeqCst)
     })
     .map_err(host("take signals"))?;
@@ -122,17 +127,6 @@ fn finish(ended: Ended, stopped_by: i32, status: &mut Status) -> Result<u8, Fail
 
 fn reads_stdin(args: &Args) -> bool {
     args.config_file == Path::new("-")
-}
-
-fn stdout() -> std::io::Result<OwnedFd> {
-    match jail::inherited(1) {
-        Ok(fd) => Ok(fd),
-        // Started with standard output closed: the console goes nowhere.
-        Err(_) => File::options()
-            .write(true)
-            .open("/dev/null")
-            .map(OwnedFd::from),
-    }
 }
 
 fn read_blueprint(args: &Args) -> Result<Blueprint, Failure> {

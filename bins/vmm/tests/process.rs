@@ -338,3 +338,23 @@ fn the_log_goes_to_its_file() {
             .contains("outcome=power-off")
     );
 }
+
+#[test]
+fn a_socket_takes_status_events_too() {
+    let host = Host::new();
+    let rest = serde_json::json!({"serial": {"serial_out_path": "DIR/log"}});
+    let config = host.config(HALT, rest);
+    let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let child = Command::new(VMM)
+        .arg("--config-file")
+        .arg(config)
+        .args(["--status-fd", "1"])
+        .stdout(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    assert_eq!(finish(child).status.code(), Some(0));
+    let mut events = String::new();
+    ours.read_to_string(&mut events).unwrap();
+    assert_eq!(events.lines().count(), 2, "{events}");
+}

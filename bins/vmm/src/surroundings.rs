@@ -1,12 +1,11 @@
 //! The process's own surroundings: descriptors it inherited, its parent, the
 //! signals that ask it to stop.
-#![allow(unsafe_code)] // taking ownership of an inherited descriptor
 
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::fs::File;
+use std::os::fd::{OwnedFd, RawFd};
 
 use machine::StopHandle;
-use rustix::io::FdFlags;
-use rustix::process::Signal;
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, Signal};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use vmm_sys_util::signal::{block_signal, unblock_signal};
@@ -14,24 +13,30 @@ use vmm_sys_util::signal::{block_signal, unblock_signal};
 /// The signals that end a machine in an orderly way.
 const STOP_SIGNALS: [i32; 2] = [SIGTERM, SIGINT];
 
-/// Takes the descriptor that whoever started this process left open as `number`
-/// for us. The standard ones, 0 to 2, are duplicated; others are taken over and
-/// closed on exec. Call this once per number, before anything is opened.
+/// A descriptor of our own for writing to what whoever started this process left
+/// open as `number`. Call it before anything else is opened.
 ///
 /// # Errors
 /// The host's, when there is no such descriptor.
 pub(crate) fn inherited(number: u32) -> std::io::Result<OwnedFd> {
     let raw = RawFd::try_from(number).map_err(|_| rustix::io::Errno::BADF)?;
-    // SAFETY: only asked whether it is open, and then used while it is; nobody
-    // closes descriptors meanwhile, as this runs before other threads do.
-    let fd = unsafe { BorrowedFd::borrow_raw(raw) };
-    let flags = rustix::io::fcntl_getfd(fd)?;
-    if raw <= 2 {
-        return Ok(rustix::io::fcntl_dupfd_cloexec(fd, 3)?);
+    // Sockets cannot be opened by their path; what pidfd_getfd(2) needs, a host's
+    // filter of system calls may forbid.
+    match File::options()
+        .append(true)
+        .open(format!("/proc/self/fd/{raw}"))
+    {
+        Ok(file) => Ok(file.into()),
+        Err(_) => {
+            let own = rustix::process::getpid();
+            let own = rustix::process::pidfd_open(own, PidfdFlags::empty())?;
+            Ok(rustix::process::pidfd_getfd(
+                own,
+                raw,
+                PidfdGetfdFlags::empty(),
+            )?)
+        }
     }
-    rustix::io::fcntl_setfd(fd, flags | FdFlags::CLOEXEC)?;
-    // SAFETY: it is open and, inherited, belongs to nothing else in this process.
-    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 
 /// Has the kernel kill this process when the thread that started it ends.

@@ -24,6 +24,20 @@ pub(crate) struct Fills {
     used: [Box<[u64]>; 2],
     /// Chunks that hold something not global.
     local: [Box<[u64]>; 2],
+    /// Pages that may have entries in the jump cache, by a hash of their number:
+    /// INVLPG is mostly of data pages, and then has nothing to look for.
+    executed: [Box<[u64; EXECUTED_WORDS]>; 2],
+}
+
+/// Words of one `Fills::executed`: 32,768 bits, some ten times the pages of a
+/// kernel's code.
+const EXECUTED_WORDS: usize = 512;
+
+/// Word and bit of a page in `Fills::executed`.
+const fn executed_bit(page: u64) -> (usize, u64) {
+    // the upper bits of a product by 2^64 / the golden ratio (Fibonacci hashing)
+    let hash = (page >> 12).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 49;
+    (hash as usize / 64, 1 << (hash % 64))
 }
 
 impl Fills {
@@ -33,6 +47,7 @@ impl Fills {
             tlb: [[0; TLB_ENTRIES / 64]; 2],
             used: [chunks(), chunks()],
             local: [chunks(), chunks()],
+            executed: [Box::new([0; EXECUTED_WORDS]), Box::new([0; EXECUTED_WORDS])],
         }
     }
 }
@@ -126,6 +141,8 @@ impl Cpu {
         self.context.jumps[mode].code[index] = code;
         let chunk = index / CHUNK;
         self.fills.used[mode][chunk / 64] |= 1 << (chunk % 64);
+        let (word, bit) = executed_bit(va);
+        self.fills.executed[mode][word] |= bit;
         if !(global && self.regs.cr4 & cr4::PGE != 0) {
             self.fills.local[mode][chunk / 64] |= 1 << (chunk % 64);
         }
@@ -145,6 +162,7 @@ impl Cpu {
         for mode in MODES {
             clear_chunks(&mut self.context.jumps[mode], &mut self.fills.used[mode], self.jump_miss);
             self.fills.local[mode].fill(0);
+            self.fills.executed[mode].fill(0);
         }
     }
 
@@ -192,9 +210,12 @@ impl Cpu {
             if tlb.stack_tag == page {
                 clear_stack(tlb);
             }
-            let first = jump_index(page);
-            let last_of_previous = jump_index(page.wrapping_sub(15));
-            for (start, len) in [(first, 4096), (last_of_previous, 15)] {
+            for (at, len) in [(page, 4096), (page.wrapping_sub(15), 15)] {
+                let (word, bit) = executed_bit(at);
+                if self.fills.executed[mode][word] & bit == 0 {
+                    continue;
+                }
+                let start = jump_index(at);
                 let chunks = start / CHUNK..=(start + len - 1) / CHUNK;
                 for chunk in chunks {
                     let bit = 1 << (chunk % 64);

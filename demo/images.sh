@@ -28,6 +28,7 @@ if [ ! -e "$out/busybox/index.json" ]; then
     start=$SECONDS
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
+    chmod 755 "$work"
     mkdir -p "$work"/{bin,etc,root,tmp,var,proc,sys,dev}
     chmod 1777 "$work/tmp"
     cp /bin/busybox "$work/bin/busybox"

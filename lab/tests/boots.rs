@@ -123,7 +123,16 @@ fn init_that_ends_is_a_kernel_panic_in_the_report() {
 
 #[test]
 fn disks_entropy_and_their_interrupts_work() {
-    let mut boot = Boot::new();
+    check_devices(Boot::new());
+}
+
+#[test]
+fn they_work_without_acpi_too() {
+    let args = "console=ttyS0 quiet panic=-1 acpi=off";
+    check_devices(Boot { args, ..Boot::new() });
+}
+
+fn check_devices(mut boot: Boot) {
     let (disk, scratch) = (
         boot.dir.path().join("disk"),
         boot.dir.path().join("scratch"),

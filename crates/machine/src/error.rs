@@ -100,6 +100,12 @@ pub enum Error {
         /// What went wrong.
         source: vm_memory::GuestMemoryError,
     },
+    /// A command line that names its devices and got too long by it.
+    #[error("the kernel command line has {len} bytes with its devices, too many for the kernel")]
+    CommandLineLength {
+        /// Bytes.
+        len: usize,
+    },
     /// Zero page, tables or command line did not fit into memory.
     #[error("failed to write boot data into the guest's memory")]
     WriteBootData {
@@ -180,6 +186,7 @@ impl Error {
             Error::InitrdTooLarge { .. } => {
                 Some("give the machine more memory or a smaller initial RAM disk")
             }
+            Error::CommandLineLength { .. } => Some("shorten it, or boot without acpi=off"),
             Error::Drive { .. } => Some("give the path of a readable file or block device"),
             Error::Vsock { .. } => Some("give a path that no other machine uses"),
             Error::SerialOut { .. } => Some("give the path of a writable file"),
@@ -209,6 +216,7 @@ impl Error {
             | Error::InitrdEmpty { .. }
             | Error::InitrdTooLarge { .. }
             | Error::LoadInitrd { .. }
+            | Error::CommandLineLength { .. }
             | Error::Drive { .. }
             | Error::Vsock { .. }
             | Error::SerialOut { .. } => true,

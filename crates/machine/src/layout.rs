@@ -6,7 +6,7 @@
 //! 0x0000_9000  page tables (6 pages)    top of low   initial RAM disk
 //! 0x0001_0000  setup data: random seed  0xd000_0000  virtio-mmio, 4 KiB each
 //! 0x0002_0000  command line             0xfec0_0000  IOAPIC (the engine's)
-//! 0x0009_fc00  end of conventional RAM  0xfee0_0000  local APIC (the engine's)
+//! 0x0009_fc00  MP table, if any         0xfee0_0000  local APIC (the engine's)
 //! ```
 //!
 //! Invariant: what boot writes lies below [`HIMEM_START`] and never overlaps;

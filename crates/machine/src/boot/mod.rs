@@ -9,8 +9,10 @@ mod boot_params;
 mod cpu;
 mod initrd;
 mod kernel;
+mod mp_table;
 
 use blueprint::Blueprint;
+use blueprint::limits::CMDLINE_BYTES_MAX;
 use boot_params::MemoryMap;
 use hv::VcpuState;
 use ram::GuestRam;
@@ -41,8 +43,17 @@ pub(crate) fn load(
         .initrd()
         .map(|path| initrd::load(memory, kernel.end, initrd_end.min(map.low_end), path))
         .transpose()?;
-    boot_params::write(memory, map, &kernel, blueprint.cmdline(), initrd)?;
-    acpi::write(memory, blueprint.vcpus(), virtio)?;
+    let mut cmdline = blueprint.cmdline().to_owned();
+    if mp_table::is_needed(&cmdline) {
+        cmdline.push_str(&mp_table::devices(virtio));
+        mp_table::write(memory, blueprint.vcpus(), virtio)?;
+    } else {
+        acpi::write(memory, blueprint.vcpus(), virtio)?;
+    }
+    if cmdline.len() >= CMDLINE_BYTES_MAX {
+        return Err(Error::CommandLineLength { len: cmdline.len() });
+    }
+    boot_params::write(memory, map, &kernel, &cmdline, initrd)?;
     cpu::prepare(memory, kernel.entry)
 }
 

@@ -60,6 +60,14 @@ pub fn compare(
             DATA + i as u64
         );
     }
+    if !text.is_empty() && native.vector != NO_VECTOR {
+        let (at, ours) = (native.rip, native.cr2);
+        let _ = writeln!(
+            text,
+            "native fault at {at:x}, address {ours:#x}, engine {:x} {:#x}",
+            emulated.rip, emulated.cr2
+        );
+    }
     let difference = (!text.is_empty()).then_some(text);
     Ok(Outcome {
         difference,
@@ -75,8 +83,9 @@ fn states(text: &mut String, native: &State, engine: &State) {
     };
     // Known: of two faults of one SSE operand, misaligned and absent, the CPU raises
     // #GP, the engine #PF first. The guest sees #GP when the page is there.
-    let both =
-        native.vector == GENERAL_PROTECTION && engine.vector == PAGE_FAULT && engine.cr2 & 15 != 0;
+    let both = native.vector == GENERAL_PROTECTION
+        && engine.vector == PAGE_FAULT
+        && (engine.cr2 & 15 != 0 || engine.cr2 & 0xfff == 0);
     if !both {
         differ("vector", native.vector, engine.vector);
     }

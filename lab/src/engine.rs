@@ -3,6 +3,8 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use hv::{Exit, Gpa, GuestRam, Hypervisor, Io, Kick, Partition, Vcpu, VcpuState};
 use hv_soft::{SoftHypervisor, SoftVcpu};
@@ -37,11 +39,45 @@ const CODE_SELECTOR: u16 = 8;
 /// What ends a program in the guest: OUT, and a loop until the engine has seen it.
 pub const GUEST_END: [u8; 4] = [0xe6, END_PORT, 0xeb, 0xfe];
 
+/// How long a program may run.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Kicks a guest that does not come to its end.
+struct Watchdog {
+    /// Counts starts and ends: odd while a program runs.
+    runs: Arc<AtomicU64>,
+}
+
+impl Watchdog {
+    fn start(kicker: Arc<dyn Kick>) -> Self {
+        let runs = Arc::new(AtomicU64::new(0));
+        let watched = Arc::downgrade(&runs);
+        std::thread::spawn(move || {
+            let mut last = 0;
+            while let Some(runs) = watched.upgrade() {
+                let now = runs.load(Ordering::Relaxed);
+                drop(runs);
+                if now == last && now % 2 == 1 {
+                    kicker.kick();
+                }
+                last = now;
+                std::thread::sleep(PATIENCE);
+            }
+        });
+        Self { runs }
+    }
+
+    fn toggle(&self) {
+        self.runs.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// A guest on the software engine.
 pub struct Guest {
     ram: GuestRam,
     vcpu: SoftVcpu,
     ports: Ports,
+    watchdog: Watchdog,
     template: VcpuState,
 }
 
@@ -88,10 +124,12 @@ impl Guest {
             kicker: vcpu.kicker(),
             ended: Cell::new(false),
         };
+        let watchdog = Watchdog::start(vcpu.kicker());
         let guest = Self {
             ram,
             vcpu,
             ports,
+            watchdog,
             template: template(),
         };
         guest.page_tables()?;
@@ -139,7 +177,10 @@ impl Guest {
             .set_state(&start)
             .map_err(engine("take a state"))?;
         self.ports.ended.set(false);
-        let exit = self.vcpu.run(&self.ports).map_err(engine("run"))?;
+        self.watchdog.toggle();
+        let exit = self.vcpu.run(&self.ports);
+        self.watchdog.toggle();
+        let exit = exit.map_err(engine("run"))?;
         if exit != Exit::Kicked || !self.ports.ended.get() {
             return Err(Error::Ended(exit));
         }

@@ -300,14 +300,16 @@ impl Generator {
     }
 
     fn branch_over(&mut self, draft: &mut Draft, len: u8) {
-        let opcode = if self.random.one_in(8) {
-            0xe3
-        } else {
-            0x70 | self.random.below(16) as u8
+        let opcode = match self.random.below(12) {
+            0 => 0xe3,
+            1 => 0xeb,
+            _ => 0x70 | self.random.below(16) as u8,
         };
         let _ = writeln!(draft.text, "  branch {opcode:#x} over the next");
         draft.used.insert(if opcode == 0xe3 {
             Code::Jrcxz_rel8_64
+        } else if opcode == 0xeb {
+            Code::Jmp_rel8_64
         } else {
             let shorts = [
                 Code::Jo_rel8_64,

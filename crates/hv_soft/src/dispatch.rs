@@ -11,7 +11,7 @@
 //! the cache) goes on by looking RIP up.
 
 use hv::{Error, Exit as Ended, Io};
-use iced_x86::{InstructionInfoFactory, OpAccess, OpKind};
+use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
 use translator::block::{Exit, FAULT_EXIT, INDIRECT_EXIT, Kind};
 use x86::control::vector;
 
@@ -279,7 +279,14 @@ impl Run<'_> {
         if (va & 0xfff) as usize + usize::from(missed.size) > 4096 {
             return self.slow_access(record, missed, stay);
         }
-        let mut place = self.place(va, missed.write, user).map_err(|fault| fault.on_stack(missed.stack))?;
+        let mut place = match self.place(va, missed.write, user) {
+            Ok(place) => place,
+            Err(fault) => {
+                // Only the stack's slot says so by itself; an RBP does not.
+                let stack = missed.stack || on_stack(&self.decode(missed.number)?, missed.write);
+                return Err(fault.on_stack(stack));
+            }
+        };
         if let Place::Code(pa) = place
             && pa >> 12 != u64::from(record.page)
             && self.blocks.near_miss((pa >> 12) as u32)
@@ -409,4 +416,14 @@ fn writes_only(ins: &iced_x86::Instruction) -> bool {
     (0..ins.op_count())
         .filter(|k| ins.op_kind(*k) == OpKind::Memory)
         .all(|k| info.op_access(k) == OpAccess::Write)
+}
+
+/// Does the instruction's read or write go through SS?
+fn on_stack(ins: &Instruction, write: bool) -> bool {
+    let implied = match ins.mnemonic() {
+        Mnemonic::Push | Mnemonic::Pushfq | Mnemonic::Call => write,
+        Mnemonic::Pop | Mnemonic::Popfq | Mnemonic::Ret | Mnemonic::Leave => !write,
+        _ => false,
+    };
+    implied || ins.memory_segment() == Register::SS
 }

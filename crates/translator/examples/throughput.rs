@@ -16,7 +16,9 @@ struct Text {
 impl GuestCode for Text {
     fn tail(&self, va: u64) -> Option<&[u8]> {
         let from = usize::try_from(va.checked_sub(self.start)?).ok()?;
-        let to = usize::try_from((va | 0xfff) + 1 - self.start).ok()?.min(self.bytes.len());
+        let to = usize::try_from((va | 0xfff) + 1 - self.start)
+            .ok()?
+            .min(self.bytes.len());
         self.bytes.get(from..to).filter(|bytes| !bytes.is_empty())
     }
 
@@ -39,19 +41,26 @@ fn text(file: &[u8]) -> Option<Text> {
             let at = u64::from_le_bytes(word(file, header + 24)?) as usize;
             let len = u64::from_le_bytes(word(file, header + 32)?) as usize;
             let start = u64::from_le_bytes(word(file, header + 16)?);
-            return Some(Text { start, bytes: file.get(at..at + len)?.to_vec() });
+            return Some(Text {
+                start,
+                bytes: file.get(at..at + len)?.to_vec(),
+            });
         }
     }
     None
 }
 
 fn main() {
-    let path = std::env::args().nth(1).unwrap_or_else(|| "target/guest/vmlinux".to_owned());
+    let path = std::env::args()
+        .nth(1)
+        .unwrap_or_else(|| "target/guest/vmlinux".to_owned());
     let file = match std::fs::read(&path) {
         Ok(file) => file,
         Err(error) => return eprintln!("failed to read {path}: {error}"),
     };
-    let Some(text) = text(&file) else { return eprintln!("{path} is not an ELF-64 file with code") };
+    let Some(text) = text(&file) else {
+        return eprintln!("{path} is not an ELF-64 file with code");
+    };
     let mut translator = Translator::new(Options::default());
     let mut block = Block::default();
     for round in 0..3 {
@@ -60,7 +69,10 @@ fn main() {
         let (mut va, end) = (text.start, text.start + text.bytes.len() as u64);
         while va < end {
             // Between functions the kernel has INT3 and zeros.
-            if text.tail(va).is_some_and(|bytes| matches!(bytes, [0xcc, ..] | [0, 0, ..])) {
+            if text
+                .tail(va)
+                .is_some_and(|bytes| matches!(bytes, [0xcc, ..] | [0, 0, ..]))
+            {
                 va += 1;
                 continue;
             }

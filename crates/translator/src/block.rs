@@ -110,7 +110,8 @@ pub enum Exit {
         write: bool,
         /// The stack's slot was asked: fill it too.
         stack: bool,
-        /// Host position that does the check again from the guest's registers.
+        /// Host position that does the check again from the guest's registers and
+        /// `Context::temp`.
         retry: u32,
     },
     /// A grouped check missed. S1 is the lowest address of the group.

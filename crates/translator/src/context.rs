@@ -95,7 +95,8 @@ pub struct Context {
     pub page_mask: u64,
     /// Mask for `pext`: jump cache index bits.
     pub jump_mask: u64,
-    /// Temporaries of single instructions.
+    /// Temporaries of single instructions: the engine keeps them over an exit that it
+    /// retries.
     pub temp: [u64; 4],
     /// Saved RCX around flag-free checks.
     pub saved_rcx: u64,

@@ -65,7 +65,7 @@ pub(crate) struct Emitter<'a> {
     pub out: &'a mut Outcome,
     pub request: &'a Request,
     pub groups: &'a Groups,
-    /// Host position of the current instruction, where its checks begin again.
+    /// Host position at which the current access's check begins again.
     pub start: u32,
     /// The current step's number.
     pub current: usize,
@@ -126,6 +126,14 @@ impl Emitter<'_> {
             stack,
             retry: self.start,
         }
+    }
+
+    /// Between the two accesses of an instruction: the first one's outcome is in
+    /// `temp`, and a miss of the second must not do the first again. If their pages
+    /// share a TLB entry, each would throw the other out for ever.
+    pub(crate) fn retry_from_here(&mut self) {
+        self.forget();
+        self.start = self.asm.here();
     }
 
     pub(crate) fn bounces(&self) -> bool {

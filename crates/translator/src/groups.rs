@@ -106,15 +106,11 @@ impl Groups {
                     low = low.min(stack.depth - 8);
                     high = high.max(stack.depth);
                 }
-                Class::Pop if !step.memory => {
+                Class::Pop | Class::Return => {
                     low = stack.depth;
                     high = stack.depth + 8;
                 }
-                Class::Return => {
-                    low = stack.depth;
-                    high = stack.depth + 8;
-                }
-                Class::Pop | Class::String => self.close(&mut open),
+                Class::String => self.close(&mut open),
                 Class::Leave => {
                     stack.lost = true;
                     self.close(&mut open);

@@ -25,8 +25,6 @@ const RBP: u8 = 5;
 impl Emitter<'_> {
     pub(crate) fn push(&mut self, step: &Step) {
         if step.memory {
-            // The second check may send back here: nothing from before is there then.
-            self.forget();
             let operand = self.operand(step, POPPED, false);
             self.asm.memory(op::LOAD, S2, operand);
             self.s2_group = false;
@@ -55,6 +53,7 @@ impl Emitter<'_> {
         let shared = self.groups.stack >> self.current & 1 != 0;
         if !shared {
             self.asm.store(S2, context!(temp));
+            self.retry_from_here();
         }
         let operand = self.stack(step, -8, PUSHED);
         if !shared {
@@ -102,7 +101,9 @@ impl Emitter<'_> {
     fn pop_memory(&mut self, step: &Step) {
         let operand = self.stack(step, 0, POPPED);
         self.asm.memory(op::LOAD, S1, operand);
+        self.s1_stack = false;
         self.asm.store(S1, context!(temp));
+        self.retry_from_here();
         if let Some(va) = self.address(step) {
             self.asm.constant(S1, va);
         } else if general(step.ins.memory_base()) == Some(RSP) {
@@ -155,7 +156,6 @@ impl Emitter<'_> {
         let next = step.ins.next_ip();
         let register = general(step.ins.op0_register()).unwrap_or(0);
         if step.memory {
-            self.forget();
             let operand = self.operand(step, POPPED, false);
             self.asm.memory(op::LOAD, S1, operand);
         } else if register == RSP {
@@ -167,6 +167,7 @@ impl Emitter<'_> {
         }
         self.s1_stack = false;
         self.asm.store(S1, context!(temp));
+        self.retry_from_here();
         self.push_value(step, next);
         self.asm.load(S1, context!(temp));
         self.jump_indirect();

@@ -26,6 +26,7 @@ impl Emitter<'_> {
             Shape::Move => {
                 lookup(self, RSI, read);
                 self.asm.store(S1, context!(temp));
+                self.retry_from_here();
                 lookup(self, RDI, write);
                 self.asm.load(S2, context!(temp));
                 self.asm.add(RSI, S2);

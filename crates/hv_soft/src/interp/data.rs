@@ -126,6 +126,12 @@ impl Run<'_> {
         } else {
             None
         };
+        if let Some(at) = at
+            && write
+        {
+            let user = self.user();
+            self.check_write(at, size as u64, user)?;
+        }
         let old = match at {
             Some(at) => self.load(at, size)?,
             None => self.operand(ins, 0, size)?,

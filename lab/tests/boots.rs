@@ -129,7 +129,10 @@ fn disks_entropy_and_their_interrupts_work() {
 #[test]
 fn they_work_without_acpi_too() {
     let args = "console=ttyS0 quiet panic=-1 acpi=off";
-    check_devices(Boot { args, ..Boot::new() });
+    check_devices(Boot {
+        args,
+        ..Boot::new()
+    });
 }
 
 fn check_devices(mut boot: Boot) {

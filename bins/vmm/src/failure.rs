@@ -62,6 +62,10 @@ impl Failure {
             | Failure::NoSuchEngine { .. } => exit::BAD_CONFIGURATION,
             Failure::OpenLog { .. } | Failure::StatusFd { .. } => exit::BAD_ARGUMENTS,
             Failure::Build { source } | Failure::Run { source } => match source {
+                // Not the engine's failure, but more than it was made for.
+                MachineError::Engine {
+                    source: hv::Error::TooManyVcpus { .. },
+                } => exit::BAD_CONFIGURATION,
                 MachineError::Engine { .. } => exit::ENGINE,
                 source if source.is_asked_for() => exit::BAD_CONFIGURATION,
                 _ => exit::ERROR,
@@ -130,5 +134,11 @@ mod tests {
         );
         let source = hv::Error::NoSuchVcpu { index: 1 };
         assert_eq!(build(MachineError::Engine { source }), 141);
+        let source = hv::Error::TooManyVcpus {
+            engine: "soft",
+            asked: 2,
+            most: 1,
+        };
+        assert_eq!(build(MachineError::Engine { source }), 152);
     }
 }

@@ -203,7 +203,7 @@ fn missing_assets_are_named_with_the_way_out() {
         .env("KOMBI_ASSETS", "/nowhere")
         .output()
         .expect("started");
-    refused(&output, 125, &["/nowhere/vmlinux", "make guest"]);
+    refused(&output, 125, &["/nowhere/vmlinux", "make build"]);
     let mut command = home.kombi_without_machine(&["run", "--kernel", "/nowhere/k", "oci:x"]);
     refused(
         &command.output().expect("started"),

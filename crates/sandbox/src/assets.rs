@@ -57,7 +57,7 @@ impl Search {
             None => first_file(
                 "guest kernel",
                 self.asset_places(KERNEL),
-                "build it with make guest, or give --kernel PATH or KOMBI_ASSETS=DIR",
+                "build it with make build, or give --kernel PATH or KOMBI_ASSETS=DIR",
             ),
         }
     }
@@ -70,7 +70,7 @@ impl Search {
         first_file(
             "guest init",
             self.asset_places(INITRAMFS),
-            "build it with make guest, or set KOMBI_ASSETS=DIR",
+            "build it with make build, or set KOMBI_ASSETS=DIR",
         )
     }
 

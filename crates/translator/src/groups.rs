@@ -2,10 +2,9 @@
 //! accesses, and runs of accesses through the same unchanged base register.
 
 use crate::plan::Step;
-use crate::reencode::{immediate, operand_kind, operand_register};
-use crate::registers::general;
-use crate::table::{Class, NO_OPERAND};
-use iced_x86::{Code, OpKind, Register};
+use crate::reencode::immediate;
+use crate::table::Class;
+use iced_x86::{Code, Register};
 
 /// Bytes that a group on a base may span.
 const GROUP_BYTES_MAX: i64 = 1024;
@@ -252,15 +251,5 @@ impl Stack {
 
 /// Does the step write general register `register`?
 fn writes(step: &Step, register: u8) -> bool {
-    let row = step.row;
-    if register < 8 && row.clobbers >> register & 1 != 0 {
-        return true;
-    }
-    [row.reg, row.rm, row.low].into_iter().any(|operand| {
-        operand != NO_OPERAND
-            && operand < 4
-            && row.writes >> operand & 1 != 0
-            && operand_kind(&step.ins, operand) == OpKind::Register
-            && general(operand_register(&step.ins, operand)) == Some(register)
-    })
+    step.writes >> register & 1 != 0
 }

@@ -7,7 +7,7 @@ use crate::block::{GuestCode, Kind, Refused, Request};
 use crate::context::Mode;
 use crate::reencode::{operand_kind, operand_register};
 use crate::registers::{Bank, encoding};
-use crate::table::{Class, NO_OPERAND, Row, row};
+use crate::table::{Class, Row, row};
 
 /// Most instructions in a block; sets of steps are bits of a u64.
 pub(crate) const STEPS_MAX: usize = 64;
@@ -39,6 +39,8 @@ pub(crate) struct Step {
     pub scratch_used: u8,
     /// Likewise, written.
     pub scratch_written: u8,
+    /// General registers that it writes, a bit each.
+    pub writes: u16,
     /// AH, BH, CH or DH is an operand.
     pub high_byte: bool,
     /// Some status flag may be read before it is written from here on.
@@ -164,6 +166,7 @@ pub(crate) fn step(ins: &Instruction, at: u16, mode: Mode) -> Step {
         write: false,
         scratch_used: 0,
         scratch_written: 0,
+        writes: u16::from(row.clobbers),
         high_byte: false,
         flags_live: true,
     };
@@ -178,7 +181,15 @@ pub(crate) fn step(ins: &Instruction, at: u16, mode: Mode) -> Step {
     for operand in [row.reg, row.rm, row.low] {
         if operand < 4 && operand_kind(ins, operand) == OpKind::Register {
             let (bank, number) = encoding(operand_register(ins, operand));
-            step.high_byte |= bank == Bank::HighByte;
+            let written = u16::from(row.writes >> operand & 1);
+            match bank {
+                Bank::General | Bank::Byte | Bank::RexByte => step.writes |= written << number,
+                Bank::HighByte => {
+                    step.writes |= written << (number & 3);
+                    step.high_byte = true;
+                }
+                Bank::Other | Bank::Xmm | Bank::Stack => {}
+            }
             if number >= 14 && matches!(bank, Bank::General | Bank::Byte) {
                 step.scratch_used |= 1 << (number - 14);
                 step.scratch_written |= (row.writes >> operand & 1) << (number - 14);
@@ -202,12 +213,6 @@ fn class(step: &Step, mode: Mode) -> Class {
             Class::Interpret
         }
         Class::String => string_class(ins),
-        Class::Pop | Class::Push | Class::JumpIndirect | Class::CallIndirect
-            if row.rm != NO_OPERAND && !step.memory && row.low == NO_OPERAND =>
-        {
-            // Register forms of PUSH and POP exist twice; both are one class.
-            row.class
-        }
         class => class,
     }
 }

@@ -299,3 +299,43 @@ static INTERPRET: Row = Row::INTERPRET;
 pub(crate) fn row(code: Code) -> &'static Row {
     TABLE.get(code as usize).unwrap_or(&INTERPRET)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_has_room_for_every_code_that_the_decoder_knows() {
+        assert!(Code::values().len() <= SLOTS);
+    }
+
+    #[test]
+    fn no_code_has_two_lines() {
+        let mut codes: Vec<_> = LISTS
+            .iter()
+            .flat_map(|l| l.iter())
+            .map(|e| e.code)
+            .collect();
+        let all = codes.len();
+        codes.sort();
+        codes.dedup();
+        assert_eq!(codes.len(), all);
+    }
+
+    #[test]
+    fn nothing_privileged_or_vex_encoded_is_allowed() {
+        for entry in LISTS.iter().flat_map(|list| list.iter()) {
+            let ours = matches!(
+                entry.row.class,
+                Class::InterruptsOff | Class::InterruptsOn | Class::SwapGs
+            );
+            assert!(ours || !entry.code.is_privileged(), "{:?}", entry.code);
+            assert_eq!(
+                entry.code.encoding(),
+                iced_x86::EncodingKind::Legacy,
+                "{:?}",
+                entry.code
+            );
+        }
+    }
+}

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hv::{Exit, Gpa, GuestRam, Hypervisor, Io, Kick, Partition, Vcpu, VcpuState};
-use hv_soft::{SoftHypervisor, SoftVcpu};
+use hv_soft::{EngineStats, SoftHypervisor, SoftVcpu};
 use ram::ByteSize;
 use vm_memory::Bytes;
 use x86::state::{DescriptorTable, Segment};
@@ -163,6 +163,12 @@ impl Guest {
         Ok(bytes)
     }
 
+    /// What the engine did so far.
+    #[must_use]
+    pub fn stats(&self) -> EngineStats {
+        self.vcpu.stats()
+    }
+
     /// Runs from `state` to [`GUEST_END`] or to a fault.
     ///
     /// # Errors
@@ -245,8 +251,8 @@ impl Guest {
                 } else {
                     WRITABLE
                 };
-                let entry = table + (linear + offset >> 12 & 511) * 8;
-                self.put(entry, physical + offset | PRESENT | writable)?;
+                let entry = table + ((linear + offset) >> 12 & 511) * 8;
+                self.put(entry, (physical + offset) | PRESENT | writable)?;
             }
         }
         Ok(())

@@ -199,7 +199,7 @@ fn memory(ins: &mut Instruction, operand: u32, roles: &Roles, random: &mut Rando
         MemoryOperand::new(base, index, scale, disp, size, false, segment)
     };
     let absolute =
-        (DATA + 0x1000) as i64 + random.below(0x2ffc) as i64 & if aligned { !15 } else { -1 };
+        ((DATA + 0x1000) as i64 + random.below(0x2ffc) as i64) & if aligned { !15 } else { -1 };
     let operand = match random.below(16) {
         0..=4 => with(base, none, 1, disp, displ_size(disp), none),
         5 | 6 => with(base, index, scale, disp, displ_size(disp), none),

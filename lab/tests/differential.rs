@@ -59,4 +59,20 @@ fn random_programs_leave_the_same_state_on_the_engine_as_on_the_cpu() {
         missing.is_empty(),
         "allowed codes were not covered: {missing:?}"
     );
+    let stats = guest.stats();
+    println!("{stats:?}");
+    assert!(
+        stats.accesses > 0 && stats.bounces > 0 && stats.groups > 0,
+        "a slow path was not taken"
+    );
+    assert!(
+        stats.indirect > 0 && stats.faults > 0,
+        "a way out of a block was not taken"
+    );
+    for vector in [0, 13, 14, 16, 19] {
+        assert!(
+            vectors.contains_key(&Some(vector)),
+            "no program ended by vector {vector}"
+        );
+    }
 }

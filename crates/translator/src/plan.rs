@@ -1,7 +1,7 @@
 //! From guest bytes to steps: decodes one block's instructions, finds each one's
 //! class and what the later passes ask of it again and again.
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
+use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
 
 use crate::block::{GuestCode, Kind, Refused, Request};
 use crate::context::Mode;
@@ -83,21 +83,23 @@ pub(crate) fn decode(
         STEPS_MAX
     };
     let mut decoder = Decoder::with_ip(64, tail, request.va, DECODER_OPTIONS);
-    let mut ins = Instruction::default();
     let mut jumps = 0;
     let mut at = 0;
     while steps.len() < most && decoder.can_decode() {
-        decoder.decode_out(&mut ins);
-        if ins.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes {
+        steps.push(Step::default());
+        let Some(step) = steps.last_mut() else { break };
+        decoder.decode_out(&mut step.ins);
+        if step.ins.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes {
+            steps.pop();
             if steps.is_empty() {
                 return decode_across(request, guest, tail, steps);
             }
             break;
         }
-        let step = step(&ins, at, request.mode);
+        step.at = at;
+        step.examine(request.mode);
         at = step.next();
         let class = step.class;
-        steps.push(step);
         if class == Class::Jcc {
             jumps += 1;
             if jumps == JCC_MAX {
@@ -155,49 +157,79 @@ pub(crate) fn ends_block(class: Class) -> bool {
 
 /// Everything about one instruction.
 pub(crate) fn step(ins: &Instruction, at: u16, mode: Mode) -> Step {
-    let row = row(ins.code());
     let mut step = Step {
         ins: *ins,
-        row,
-        class: row.class,
         at,
-        memory: false,
-        size: 0,
-        write: false,
-        scratch_used: 0,
-        scratch_written: 0,
-        writes: u16::from(row.clobbers),
-        high_byte: false,
-        flags_live: true,
+        ..Step::default()
     };
-    if row.class == Class::Interpret {
-        return step;
-    }
-    if row.rm < 4 && operand_kind(ins, row.rm) == OpKind::Memory {
-        step.memory = true;
-        step.write = row.writes >> row.rm & 1 != 0;
-        step.size = ins.memory_size().size() as u8;
-    }
-    for operand in [row.reg, row.rm, row.low] {
-        if operand < 4 && operand_kind(ins, operand) == OpKind::Register {
-            let (bank, number) = encoding(operand_register(ins, operand));
-            let written = u16::from(row.writes >> operand & 1);
-            match bank {
-                Bank::General | Bank::Byte | Bank::RexByte => step.writes |= written << number,
-                Bank::HighByte => {
-                    step.writes |= written << (number & 3);
-                    step.high_byte = true;
-                }
-                Bank::Other | Bank::Xmm | Bank::Stack => {}
-            }
-            if number >= 14 && matches!(bank, Bank::General | Bank::Byte) {
-                step.scratch_used |= 1 << (number - 14);
-                step.scratch_written |= (row.writes >> operand & 1) << (number - 14);
-            }
+    step.examine(mode);
+    step
+}
+
+impl Default for Step {
+    fn default() -> Self {
+        Self {
+            ins: Instruction::default(),
+            row: row(Code::INVALID),
+            class: Class::Interpret,
+            at: 0,
+            memory: false,
+            size: 0,
+            write: false,
+            scratch_used: 0,
+            scratch_written: 0,
+            writes: 0,
+            high_byte: false,
+            flags_live: true,
         }
     }
-    step.class = class(&step, mode);
-    step
+}
+
+impl Step {
+    /// Finds out all that follows from `ins`, in a fresh step.
+    #[inline]
+    fn examine(&mut self, mode: Mode) {
+        let row = row(self.ins.code());
+        self.row = row;
+        self.class = row.class;
+        if row.class == Class::Interpret {
+            return;
+        }
+        self.writes = u16::from(row.clobbers);
+        for operand in [row.reg, row.rm, row.low] {
+            if operand < 4 {
+                match operand_kind(&self.ins, operand) {
+                    OpKind::Register => self.examine_register(operand),
+                    OpKind::Memory => {
+                        self.memory = true;
+                        self.write = row.writes >> operand & 1 != 0;
+                        self.size = self.ins.memory_size().size() as u8;
+                    }
+                    _ => {}
+                }
+            }
+        }
+        self.class = class(self, mode);
+    }
+
+    fn examine_register(&mut self, operand: u8) {
+        let (bank, number) = encoding(operand_register(&self.ins, operand));
+        let written = self.row.writes >> operand & 1;
+        match bank {
+            Bank::General | Bank::Byte | Bank::RexByte => {
+                self.writes |= u16::from(written) << number;
+            }
+            Bank::HighByte => {
+                self.writes |= u16::from(written) << (number & 3);
+                self.high_byte = true;
+            }
+            Bank::Other | Bank::Xmm | Bank::Stack => {}
+        }
+        if number >= 14 && matches!(bank, Bank::General | Bank::Byte) {
+            self.scratch_used |= 1 << (number - 14);
+            self.scratch_written |= written << (number - 14);
+        }
+    }
 }
 
 fn class(step: &Step, mode: Mode) -> Class {

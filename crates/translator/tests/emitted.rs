@@ -246,7 +246,9 @@ fn fields_of_one_structure_share_one_check() {
 #[test]
 fn single_push_with_dead_flags_asks_the_stack_slot() {
     // push rax; xor eax, eax; ud2
-    check(&[0x50, 0x31, 0xc0, 0x0f, 0x0b], expect![[r#"
+    check(
+        &[0x50, 0x31, 0xc0, 0x0f, 0x0b],
+        expect![[r#"
           17 mov r14, gs:[442000h]
           20 lea r14, [rsp-8]
           25 xor r14, gs:[20280h]
@@ -267,7 +269,8 @@ fn single_push_with_dead_flags_asks_the_stack_slot() {
           80 mov r15d, 66h
           86 jmp 0FFFFFFFFFFFFFF00h
         [Interpret { at: 3 }, Stale, Access { at: 0, size: 8, write: true, stack: true, retry: 32 }]
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -358,7 +361,9 @@ fn percpu_access_adds_the_gs_base() {
 #[test]
 fn guest_r14_and_r15_come_from_the_context() {
     // add r14, r15; ud2
-    check(&[0x4d, 0x01, 0xfe, 0x0f, 0x0b], expect![[r#"
+    check(
+        &[0x4d, 0x01, 0xfe, 0x0f, 0x0b],
+        expect![[r#"
           17 mov r14, gs:[442000h]
           20 mov r14, gs:[70h]
           29 mov r15, gs:[78h]
@@ -369,13 +374,16 @@ fn guest_r14_and_r15_come_from_the_context() {
           49 mov r15d, 65h
           4f jmp 0FFFFFFFFFFFFFF00h
         [Interpret { at: 3 }, Stale]
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn guest_r14_as_base_and_r15_as_operand() {
     // xor [r14+4], r15d; ud2
-    check(&[0x45, 0x31, 0x7e, 0x04, 0x0f, 0x0b], expect![[r#"
+    check(
+        &[0x45, 0x31, 0x7e, 0x04, 0x0f, 0x0b],
+        expect![[r#"
           17 mov r14, gs:[442000h]
           20 mov r14, gs:[70h]
           29 lea r14, [r14+4]
@@ -394,13 +402,16 @@ fn guest_r14_as_base_and_r15_as_operand() {
           82 mov r15d, 66h
           88 jmp 0FFFFFFFFFFFFFF00h
         [Interpret { at: 4 }, Stale, Access { at: 0, size: 4, write: true, stack: false, retry: 32 }]
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn high_byte_register_with_memory_borrows_rsi() {
     // mov [rbx], ah; xor eax, eax; ud2
-    check(&[0x88, 0x23, 0x31, 0xc0, 0x0f, 0x0b], expect![[r#"
+    check(
+        &[0x88, 0x23, 0x31, 0xc0, 0x0f, 0x0b],
+        expect![[r#"
           17 mov r14, gs:[442000h]
           20 mov r14, rbx
           23 pext r15, r14, gs:[0B0h]
@@ -421,13 +432,16 @@ fn high_byte_register_with_memory_borrows_rsi() {
           85 mov r15d, 66h
           8b jmp 0FFFFFFFFFFFFFF00h
         [Interpret { at: 4 }, Stale, Access { at: 0, size: 1, write: true, stack: false, retry: 32 }]
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn locked_instruction_keeps_its_lock() {
     // lock inc dword [rdi]; xor eax, eax; ud2
-    check(&[0xf0, 0xff, 0x07, 0x31, 0xc0, 0x0f, 0x0b], expect![[r#"
+    check(
+        &[0xf0, 0xff, 0x07, 0x31, 0xc0, 0x0f, 0x0b],
+        expect![[r#"
           17 mov r14, gs:[442000h]
           20 lea r14, [rdi]
           23 pext r15, r14, gs:[0B0h]
@@ -445,7 +459,8 @@ fn locked_instruction_keeps_its_lock() {
           73 mov r15d, 66h
           79 jmp 0FFFFFFFFFFFFFF00h
         [Interpret { at: 5 }, Stale, Access { at: 0, size: 4, write: true, stack: false, retry: 32 }]
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -468,7 +483,9 @@ fn prefixes_without_meaning_are_dropped() {
 #[test]
 fn bit_string_finds_its_word() {
     // bts [rdi], rax; ud2
-    check(&[0x48, 0x0f, 0xab, 0x07, 0x0f, 0x0b], expect![[r#"
+    check(
+        &[0x48, 0x0f, 0xab, 0x07, 0x0f, 0x0b],
+        expect![[r#"
           17 mov r14, gs:[442000h]
           20 mov r14, rdi
           23 mov gs:[0E8h], rcx
@@ -506,13 +523,16 @@ fn bit_string_finds_its_word() {
           eb mov r15d, 66h
           f1 jmp 0FFFFFFFFFFFFFF00h
         [Interpret { at: 4 }, Stale, Access { at: 0, size: 8, write: true, stack: false, retry: 32 }]
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn conditional_jump_in_the_page_waits_for_its_link() {
     // test eax, eax; je +0x10; jmp -2
-    check(&[0x85, 0xc0, 0x74, 0x10, 0xeb, 0xfe], expect![[r#"
+    check(
+        &[0x85, 0xc0, 0x74, 0x10, 0xeb, 0xfe],
+        expect![[r#"
           17 mov r14, gs:[442000h]
           20 test eax, eax
           22 je 0000000000000038h
@@ -524,13 +544,16 @@ fn conditional_jump_in_the_page_waits_for_its_link() {
           43 mov r15d, 66h
           49 jmp 0FFFFFFFFFFFFFF00h
         [Stale, Link { target: 276, patch: 36 }, Link { target: 260, patch: 41 }]
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn loop_to_its_own_start_needs_no_exit() {
     // dec ecx; jne 0; ud2
-    check(&[0xff, 0xc9, 0x75, 0xfc, 0x0f, 0x0b], expect![[r#"
+    check(
+        &[0xff, 0xc9, 0x75, 0xfc, 0x0f, 0x0b],
+        expect![[r#"
           17 mov r14, gs:[442000h]
           20 dec ecx
           22 jne 0000000000000017h
@@ -539,26 +562,32 @@ fn loop_to_its_own_start_needs_no_exit() {
           33 mov r15d, 65h
           39 jmp 0FFFFFFFFFFFFFF00h
         [Interpret { at: 4 }, Stale]
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn jump_out_of_the_page_goes_through_the_jump_cache() {
     // jmp +0x10000
-    check(&[0xe9, 0x00, 0x00, 0x01, 0x00], expect![[r#"
+    check(
+        &[0xe9, 0x00, 0x00, 0x01, 0x00],
+        expect![[r#"
           17 mov r14, gs:[442000h]
           20 mov r14, 0FFFFFFFF81010105h
           27 jmp qword ptr gs:[0C0AE8h]
           2f mov r15d, 64h
           35 jmp 0FFFFFFFFFFFFFF00h
         [Stale]
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn indirect_jump_goes_through_the_jump_cache() {
     // jmp rax
-    check(&[0xff, 0xe0], expect![[r#"
+    check(
+        &[0xff, 0xe0],
+        expect![[r#"
           17 mov r14, gs:[442000h]
           20 mov r14, rax
           23 pext r15, r14, gs:[0C0h]
@@ -566,13 +595,16 @@ fn indirect_jump_goes_through_the_jump_cache() {
           37 mov r15d, 64h
           3d jmp 0FFFFFFFFFFFFFF00h
         [Stale]
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn indirect_call_through_memory() {
     // call [rbx+8]
-    check(&[0xff, 0x53, 0x08], expect![[r#"
+    check(
+        &[0xff, 0x53, 0x08],
+        expect![[r#"
           17 mov r14, gs:[442000h]
           20 lea r14, [rsp-8]
           25 mov gs:[0E8h], rcx
@@ -620,13 +652,16 @@ fn indirect_call_through_memory() {
          145 mov r15d, 66h
          14b jmp 0FFFFFFFFFFFFFF00h
         [Stale, Group { at: 0, len: 8, write: true, stack: true, retry: 32, patch: 292 }, Access { at: 0, size: 8, write: false, stack: false, retry: 112 }]
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn pushf_takes_all_flags_together() {
     // pushfq; cli; ud2
-    check(&[0x9c, 0xfa, 0x0f, 0x0b], expect![[r#"
+    check(
+        &[0x9c, 0xfa, 0x0f, 0x0b],
+        expect![[r#"
           17 mov r14, gs:[442000h]
           20 lea r14, [rsp-8]
           25 mov gs:[0E8h], rcx
@@ -671,13 +706,16 @@ fn pushf_takes_all_flags_together() {
          116 mov r15d, 66h
          11c jmp 0FFFFFFFFFFFFFF00h
         [Interpret { at: 2 }, Stale, Group { at: 0, len: 8, write: true, stack: true, retry: 32, patch: 278 }]
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn sti_ends_the_block_and_looks_for_interrupts() {
     // sti; nop
-    check(&[0xfb, 0x90], expect![[r#"
+    check(
+        &[0xfb, 0x90],
+        expect![[r#"
           17 mov r14, gs:[442000h]
           20 mov qword ptr gs:[130h], 1
           2d mov gs:[0E8h], rcx
@@ -694,13 +732,16 @@ fn sti_ends_the_block_and_looks_for_interrupts() {
           73 mov r15d, 66h
           79 jmp 0FFFFFFFFFFFFFF00h
         [Stale, Goto { next: 1 }, Link { target: 257, patch: 80 }]
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn sti_hlt_is_one() {
     // sti; hlt
-    check(&[0xfb, 0xf4], expect![[r#"
+    check(
+        &[0xfb, 0xf4],
+        expect![[r#"
           17 mov r14, gs:[442000h]
           20 mov qword ptr gs:[130h], 1
           2d mov r15d, 64h
@@ -708,13 +749,16 @@ fn sti_hlt_is_one() {
           38 mov r15d, 65h
           3e jmp 0FFFFFFFFFFFFFF00h
         [Interpret { at: 1 }, Stale]
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn string_store_runs_on_host_addresses() {
     // stosq; xor eax, eax; ud2
-    check(&[0x48, 0xab, 0x31, 0xc0, 0x0f, 0x0b], expect![[r#"
+    check(
+        &[0x48, 0xab, 0x31, 0xc0, 0x0f, 0x0b],
+        expect![[r#"
           17 mov r14, gs:[442000h]
           20 mov r14, rdi
           23 pext r15, r14, gs:[0B0h]
@@ -735,13 +779,16 @@ fn string_store_runs_on_host_addresses() {
           7c mov r15d, 66h
           82 jmp 0FFFFFFFFFFFFFF00h
         [Interpret { at: 4 }, Stale, Access { at: 0, size: 8, write: true, stack: false, retry: 32 }]
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn repeated_store_has_a_path_in_line() {
     // rep stosq; xor eax, eax; ud2
-    check(&[0xf3, 0x48, 0xab, 0x31, 0xc0, 0x0f, 0x0b], expect![[r#"
+    check(
+        &[0xf3, 0x48, 0xab, 0x31, 0xc0, 0x0f, 0x0b],
+        expect![[r#"
           17 mov r14, gs:[442000h]
           20 cmp qword ptr gs:[110h], 0
           2a jne 00000000000000A5h
@@ -768,13 +815,16 @@ fn repeated_store_has_a_path_in_line() {
           a5 mov r15d, 66h
           ab jmp 0FFFFFFFFFFFFFF00h
         [Stale, Link { target: 259, patch: 139 }, Interpret { at: 0 }]
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn repeated_move_has_a_path_in_line() {
     // rep movsb; xor eax, eax; ud2
-    check(&[0xf3, 0xa4, 0x31, 0xc0, 0x0f, 0x0b], expect![[r#"
+    check(
+        &[0xf3, 0xa4, 0x31, 0xc0, 0x0f, 0x0b],
+        expect![[r#"
           17 mov r14, gs:[442000h]
           20 cmp qword ptr gs:[110h], 0
           2a jne 0000000000000100h
@@ -815,13 +865,16 @@ fn repeated_move_has_a_path_in_line() {
          100 mov r15d, 66h
          106 jmp 0FFFFFFFFFFFFFF00h
         [Stale, Link { target: 258, patch: 230 }, Interpret { at: 0 }]
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn direction_flag_is_mirrored() {
     // std; cld; ud2
-    check(&[0xfd, 0xfc, 0x0f, 0x0b], expect![[r#"
+    check(
+        &[0xfd, 0xfc, 0x0f, 0x0b],
+        expect![[r#"
           17 mov r14, gs:[442000h]
           20 mov qword ptr gs:[110h], 1
           2d std
@@ -832,7 +885,8 @@ fn direction_flag_is_mirrored() {
           47 mov r15d, 65h
           4d jmp 0FFFFFFFFFFFFFF00h
         [Interpret { at: 2 }, Stale]
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -859,7 +913,9 @@ fn lea_is_done_in_place() {
 #[test]
 fn pop_to_memory_keeps_the_value_over_the_second_check() {
     // pop [rdi]; xor eax, eax; ud2
-    check(&[0x8f, 0x07, 0x31, 0xc0, 0x0f, 0x0b], expect![[r#"
+    check(
+        &[0x8f, 0x07, 0x31, 0xc0, 0x0f, 0x0b],
+        expect![[r#"
           17 mov r14, gs:[442000h]
           20 lea r14, [rsp]
           24 xor r14, gs:[20280h]
@@ -892,7 +948,8 @@ fn pop_to_memory_keeps_the_value_over_the_second_check() {
           d4 mov r15d, 67h
           da jmp 0FFFFFFFFFFFFFF00h
         [Interpret { at: 4 }, Stale, Access { at: 0, size: 8, write: false, stack: true, retry: 32 }, Access { at: 0, size: 8, write: true, stack: false, retry: 80 }]
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -934,7 +991,8 @@ fn bounce_takes_its_operand_from_the_context() {
           17 mov r15d, 65h
           1d jmp 0FFFFFFFFFFFFFF00h
         [Bounced { next: 3 }, Stale]
-    "#]].assert_eq(&disassemble(&block));
+    "#]]
+    .assert_eq(&disassemble(&block));
 }
 
 #[test]
@@ -998,7 +1056,8 @@ fn entry_from_the_jump_cache_keeps_flags() {
            f jmp 0FFFFFFFFFFFFFF80h
           14 mov rcx, r15
         []
-    "#]].assert_eq(&disassemble(&head));
+    "#]]
+    .assert_eq(&disassemble(&head));
 }
 
 #[test]

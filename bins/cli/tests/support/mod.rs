@@ -91,10 +91,16 @@ impl Home {
         command
     }
 
-    /// `kombi run ARGS`, to its end.
+    /// `kombi run ARGS`, to its end, which must come within two minutes: a machine that hangs is killed, and the test
+    /// fails by the exit code 137.
     pub(crate) fn run(&self, args: &[&str]) -> Output {
-        let args: Vec<&str> = ["run"].iter().chain(args).copied().collect();
-        self.kombi(&args).output().expect("started")
+        let kombi = bin_dir().join("kombi");
+        let kombi = kombi.to_str().expect("utf-8");
+        let limit = ["--signal=KILL", "120", kombi, "run"];
+        let args: Vec<&str> = limit.iter().chain(args).copied().collect();
+        self.command(Path::new("timeout"), &args)
+            .output()
+            .expect("started")
     }
 
     /// `kombi run ARGS`, not waited for.

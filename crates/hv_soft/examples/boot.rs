@@ -45,12 +45,16 @@ impl Io for Board {
 
     fn pio_read(&self, port: u16, data: &mut [u8]) {
         data.fill(0xff);
-        let Some(first) = data.first_mut() else { return };
+        let Some(first) = data.first_mut() else {
+            return;
+        };
         if port == 0x64 || port == 0x61 {
             *first = if port == 0x61 { 0x20 } else { 0 };
             return;
         }
-        let Some(register @ 0..=7) = port.checked_sub(0x3f8) else { return };
+        let Some(register @ 0..=7) = port.checked_sub(0x3f8) else {
+            return;
+        };
         let mut serial = self.serial.lock().unwrap();
         let latch = serial.registers[3] & 0x80 != 0;
         let modem = serial.registers[4];
@@ -58,7 +62,11 @@ impl Io for Board {
             0 | 1 if latch => serial.divisor[usize::from(register)],
             0 => 0,
             2 => {
-                let fifo = if serial.registers[2] & 1 != 0 { 0xc0 } else { 0 };
+                let fifo = if serial.registers[2] & 1 != 0 {
+                    0xc0
+                } else {
+                    0
+                };
                 if serial.registers[1] & 2 != 0 && std::mem::take(&mut serial.empty_pending) {
                     self.interrupts.set_line(4, false);
                     fifo | 2
@@ -82,7 +90,9 @@ impl Io for Board {
             }
             return;
         }
-        let Some(register @ 0..=7) = port.checked_sub(0x3f8) else { return };
+        let Some(register @ 0..=7) = port.checked_sub(0x3f8) else {
+            return;
+        };
         let mut serial = self.serial.lock().unwrap();
         let latch = serial.registers[3] & 0x80 != 0;
         match register {
@@ -128,7 +138,9 @@ fn load(ram: &GuestRam, kernel: &[u8], initrd: &[u8], command_line: &str) -> Res
         if number::<4>(kernel, header)? == 1 {
             let offset = number::<8>(kernel, header + 8)? as usize;
             let size = number::<8>(kernel, header + 32)? as usize;
-            let piece = kernel.get(offset..offset + size).ok_or("truncated kernel")?;
+            let piece = kernel
+                .get(offset..offset + size)
+                .ok_or("truncated kernel")?;
             put(number::<8>(kernel, header + 24)?, piece)?;
         }
     }
@@ -144,9 +156,15 @@ fn load(ram: &GuestRam, kernel: &[u8], initrd: &[u8], command_line: &str) -> Res
     put(ZERO_PAGE + 0x21c, &(initrd.len() as u32).to_le_bytes())?;
     put(ZERO_PAGE + 0x228, &(COMMAND_LINE as u32).to_le_bytes())?;
     put(ZERO_PAGE + 0x230, &0x100_0000_u32.to_le_bytes())?;
-    put(ZERO_PAGE + 0x238, &(command_line.len() as u32 + 1).to_le_bytes())?;
+    put(
+        ZERO_PAGE + 0x238,
+        &(command_line.len() as u32 + 1).to_le_bytes(),
+    )?;
     put(ZERO_PAGE + 0x1e8, &[2])?;
-    for (i, (at, len)) in [(0, MP_TABLE), (0x10_0000, size - 0x10_0000)].into_iter().enumerate() {
+    for (i, (at, len)) in [(0_u64, MP_TABLE), (0x10_0000, size - 0x10_0000)]
+        .into_iter()
+        .enumerate()
+    {
         let entry = ZERO_PAGE + 0x2d0 + 20 * i as u64;
         put(entry, &[at.to_le_bytes(), len.to_le_bytes()].concat())?;
         put(entry + 16, &1_u32.to_le_bytes())?;
@@ -155,9 +173,15 @@ fn load(ram: &GuestRam, kernel: &[u8], initrd: &[u8], command_line: &str) -> Res
     put(PAGE_TABLES, &(PAGE_TABLES + 0x1003).to_le_bytes())?;
     put(PAGE_TABLES + 0x1000, &(PAGE_TABLES + 0x2003).to_le_bytes())?;
     for i in 0..512_u64 {
-        put(PAGE_TABLES + 0x2000 + 8 * i, &(i << 21 | 0x83).to_le_bytes())?;
+        put(
+            PAGE_TABLES + 0x2000 + 8 * i,
+            &(i << 21 | 0x83).to_le_bytes(),
+        )?;
     }
-    for (i, word) in [0, 0, 0x00af_9b00_0000_ffff_u64, 0x00cf_9300_0000_ffff].into_iter().enumerate() {
+    for (i, word) in [0, 0, 0x00af_9b00_0000_ffff_u64, 0x00cf_9300_0000_ffff]
+        .into_iter()
+        .enumerate()
+    {
         put(GDT + 8 * i as u64, &word.to_le_bytes())?;
     }
     number::<8>(kernel, 24)
@@ -200,10 +224,18 @@ fn checksum(bytes: &[u8]) -> u8 {
 
 fn state(entry: u64) -> VcpuState {
     let mut state = VcpuState::after_reset();
-    let flat = |selector, rights| Segment { selector, base: 0, limit: !0, rights };
+    let flat = |selector, rights| Segment {
+        selector,
+        base: 0,
+        limit: !0,
+        rights,
+    };
     state.segments = [flat(0x18, 0xc093); 6];
     state.segments[VcpuState::CS] = flat(0x10, 0xa09b);
-    state.gdt = DescriptorTable { base: GDT, limit: 31 };
+    state.gdt = DescriptorTable {
+        base: GDT,
+        limit: 31,
+    };
     state.cr0 = 0x8005_0033 & !(1 << 18);
     state.cr3 = PAGE_TABLES;
     state.cr4 = 0x20;
@@ -219,8 +251,9 @@ fn main() -> Result<()> {
     let [_, kernel, initrd, rest @ ..] = arguments.as_slice() else {
         return Err("usage: boot VMLINUX INITRAMFS [CMDLINE]".into());
     };
-    let command_line =
-        rest.first().map_or("console=ttyS0 quiet reboot=k panic=-1", String::as_str);
+    let command_line = rest
+        .first()
+        .map_or("console=ttyS0 quiet reboot=k panic=-1", String::as_str);
     let start = Instant::now();
     let kernel = std::fs::read(kernel)?;
     let initrd = std::fs::read(initrd)?;
@@ -242,18 +275,47 @@ fn main() -> Result<()> {
     };
     let _ = board.kick.set(vcpu.kicker());
     let created = start.elapsed();
-    let exit = loop {
-        let exit = vcpu.run(&board)?;
-        if exit != hv::Exit::Kicked || board.reset.load(Ordering::Relaxed) {
-            break exit;
-        }
-    };
+    if let Some(every) = std::env::var_os("WATCH") {
+        let every = every.to_str().unwrap_or("1000").parse()?;
+        let kick = vcpu.kicker();
+        std::thread::spawn(move || {
+            loop {
+                std::thread::sleep(std::time::Duration::from_millis(every));
+                kick.kick();
+            }
+        });
+    }
+    // Signals are blocked on the thread that runs the vCPU: not this one.
+    let (vcpu, exit) = std::thread::scope(|scope| {
+        let run = || loop {
+            let exit = vcpu.run(&board);
+            match exit {
+                Ok(hv::Exit::Kicked) if !board.reset.load(Ordering::Relaxed) => {
+                    let state = vcpu.state().expect("the state can always be taken");
+                    eprintln!(
+                        "at {:#x}, rsp {:#x}, rax {:#x}, flags {:#x}",
+                        state.rip, state.gpr[4], state.gpr[0], state.rflags
+                    );
+                }
+                exit => break (vcpu, exit),
+            }
+        };
+        scope.spawn(run).join().map_err(|_| "the vCPU panicked")
+    })?;
+    let exit = exit?;
     let ended = start.elapsed();
     if std::env::var_os("STATS").is_some() {
-        eprintln!("{exit:?}: load {loaded:?}, create {:?}, run {:?}", created - loaded, ended - created);
+        eprintln!(
+            "{exit:?}: load {loaded:?}, create {:?}, run {:?}",
+            created - loaded,
+            ended - created
+        );
         eprintln!("{:#?}", vcpu.stats());
         let status = std::fs::read_to_string("/proc/self/status")?;
-        for line in status.lines().filter(|line| line.starts_with("Rss") || line.starts_with("Vm")) {
+        for line in status
+            .lines()
+            .filter(|line| line.starts_with("Rss") || line.starts_with("Vm"))
+        {
             eprintln!("{line}");
         }
         eprintln!("guest memory resident: {} KiB", ram.resident_bytes()? >> 10);

@@ -54,7 +54,11 @@ pub(crate) struct Record {
 
 impl Record {
     pub(crate) fn mode(&self) -> Mode {
-        if self.bits & 1 == 0 { Mode::Kernel } else { Mode::User }
+        if self.bits & 1 == 0 {
+            Mode::Kernel
+        } else {
+            Mode::User
+        }
     }
 
     pub(crate) fn crosses(&self) -> bool {
@@ -83,7 +87,9 @@ impl Record {
             (u64::from(self.page) << 12 | self.va & 0xfff, own.min(first)),
             (u64::from(self.second) << 12, own.saturating_sub(first)),
         ];
-        pieces.iter().any(|(start, size)| pa < start + size && *start < pa + len)
+        pieces
+            .iter()
+            .any(|(start, size)| pa < start + size && *start < pa + len)
     }
 }
 
@@ -183,7 +189,11 @@ impl Blocks {
         let index = number.checked_sub(FIRST_BLOCK_EXIT)? as usize;
         let exit = *self.exits.get(index)?;
         let mut id = *self.owners.get(index / OWNER_STEP)?;
-        while self.records.get(id as usize + 1).is_some_and(|next| next.first_exit <= number) {
+        while self
+            .records
+            .get(id as usize + 1)
+            .is_some_and(|next| next.first_exit <= number)
+        {
             id += 1;
         }
         Some((exit, id))
@@ -255,9 +265,15 @@ impl Blocks {
     pub(crate) fn instruction_at(&self, pc: u64) -> Option<(Id, u64)> {
         let offset = pc.checked_sub(self.buf.address(0))?;
         let offset = u32::try_from(offset).ok()?;
-        let id = self.records.partition_point(|r| r.place <= offset).checked_sub(1)?;
+        let id = self
+            .records
+            .partition_point(|r| r.place <= offset)
+            .checked_sub(1)?;
         let record = &self.records[id];
-        let end = self.records.get(id + 1).map_or(self.positions.len(), |r| r.first_position as usize);
+        let end = self
+            .records
+            .get(id + 1)
+            .map_or(self.positions.len(), |r| r.first_position as usize);
         let positions = &self.positions[record.first_position as usize..end];
         let at = offset - record.place;
         let i = positions.partition_point(|(host, _)| u32::from(*host) <= at);
@@ -274,7 +290,10 @@ impl Blocks {
         }
         self.records[id as usize].bits &= !LIVE;
         self.unchain(id, record);
-        self.buf.patch_jump(record.direct(), record.place as usize + record.stale as usize);
+        self.buf.patch_jump(
+            record.direct(),
+            record.place as usize + record.stale as usize,
+        );
         Some(record)
     }
 
@@ -284,7 +303,12 @@ impl Blocks {
             1 => Kind::PerAccess,
             _ => Kind::Bounce,
         };
-        let key = Key { va: record.va, page: record.page, mode: record.mode(), kind };
+        let key = Key {
+            va: record.va,
+            page: record.page,
+            mode: record.mode(),
+            kind,
+        };
         let hash = key.hash();
         if self.heads[hash] == id + 1 {
             self.heads[hash] = record.next_hash;
@@ -323,7 +347,11 @@ impl Blocks {
             let record = &self.records[id as usize];
             record.live() && record.overlaps(pa, len)
         };
-        if self.seconds.get(&page).is_some_and(|ids| ids.iter().any(|id| hits(*id))) {
+        if self
+            .seconds
+            .get(&page)
+            .is_some_and(|ids| ids.iter().any(|id| hits(*id)))
+        {
             return true;
         }
         let mut next = self.page_heads.get(page as usize).copied().unwrap_or(0);

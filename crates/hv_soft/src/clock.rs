@@ -18,12 +18,20 @@ pub(crate) struct Clock {
 
 impl Clock {
     pub(crate) fn new() -> Self {
-        Self { khz: tsc_khz(), offset: 0, start: tsc() }
+        Self {
+            khz: tsc_khz(),
+            offset: 0,
+            start: tsc(),
+        }
     }
 
     #[cfg(test)]
     pub(crate) fn at_rate(khz: u64) -> Self {
-        Self { khz, offset: 0, start: 0 }
+        Self {
+            khz,
+            offset: 0,
+            start: 0,
+        }
     }
 
     pub(crate) fn khz(&self) -> u64 {
@@ -76,7 +84,10 @@ impl Clock {
     /// The 12 bytes of pvclock_wall_clock: the time of day when KVM's clock was 0.
     pub(crate) fn wall_clock(&self, version: u32) -> [u8; 12] {
         let up = Duration::from_nanos(self.nanoseconds(self.now().wrapping_sub(self.start)));
-        let day = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(up);
+        let day = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .saturating_sub(up);
         let mut page = [0; 12];
         page[0..4].copy_from_slice(&version.to_le_bytes());
         page[4..8].copy_from_slice(&(day.as_secs() as u32).to_le_bytes());
@@ -117,9 +128,15 @@ fn measure() -> u64 {
             let before = tsc();
             let at = Instant::now();
             let after = tsc();
-            (after.wrapping_sub(before), before.wrapping_add(after.wrapping_sub(before) / 2), at)
+            (
+                after.wrapping_sub(before),
+                before.wrapping_add(after.wrapping_sub(before) / 2),
+                at,
+            )
         });
-        pairs.min_by_key(|(width, ..)| *width).map_or((0, Instant::now()), |(_, at, time)| (at, time))
+        pairs
+            .min_by_key(|(width, ..)| *width)
+            .map_or((0, Instant::now()), |(_, at, time)| (at, time))
     };
     let (first, start) = read();
     std::thread::sleep(Duration::from_millis(10));
@@ -137,19 +154,33 @@ mod tests {
         for khz in [500_000, 999_999, 1_000_000, 1_000_001, 2_500_000, 5_100_000] {
             let (mul, shift) = scale(khz);
             let ticks = u128::from(khz) * 1000; // one second
-            let scaled = if shift >= 0 { ticks << shift } else { ticks >> -shift };
+            let scaled = if shift >= 0 {
+                ticks << shift
+            } else {
+                ticks >> -shift
+            };
             let nanoseconds = scaled * u128::from(mul) >> 32;
-            assert!(nanoseconds.abs_diff(1_000_000_000) < 10, "{khz} kHz: {nanoseconds}");
+            assert!(
+                nanoseconds.abs_diff(1_000_000_000) < 10,
+                "{khz} kHz: {nanoseconds}"
+            );
         }
     }
 
     #[test]
     fn measuring_agrees_with_the_clock() {
-        let clock = Clock { khz: measure(), offset: 0, start: 0 };
+        let clock = Clock {
+            khz: measure(),
+            offset: 0,
+            start: 0,
+        };
         let (ticks, start) = (tsc(), Instant::now());
         std::thread::sleep(Duration::from_millis(20));
         let by_tsc = clock.nanoseconds(tsc() - ticks) as f64;
         let by_clock = start.elapsed().as_nanos() as f64;
-        assert!((by_tsc / by_clock - 1.0).abs() < 0.01, "{by_tsc} {by_clock}");
+        assert!(
+            (by_tsc / by_clock - 1.0).abs() < 0.01,
+            "{by_tsc} {by_clock}"
+        );
     }
 }

@@ -49,7 +49,14 @@ impl CodeBuf {
                 return Err(error);
             }
         };
-        Ok(Self { _memfd: memfd, write, run, len, used: 0, present: 0 })
+        Ok(Self {
+            _memfd: memfd,
+            write,
+            run,
+            len,
+            used: 0,
+            present: 0,
+        })
     }
 
     /// Host address at which the byte at `offset` runs.
@@ -91,14 +98,21 @@ impl CodeBuf {
 
     /// Overwrites code that is there. Ignored outside of what was written.
     pub(crate) fn patch(&mut self, offset: usize, bytes: &[u8]) {
-        if offset.checked_add(bytes.len()).is_none_or(|end| end > self.used) {
+        if offset
+            .checked_add(bytes.len())
+            .is_none_or(|end| end > self.used)
+        {
             debug_assert!(false, "patch outside of the code");
             return;
         }
         // SAFETY: inside of the writable view, checked above; nothing executes in
         // the buffer meanwhile, as this thread is the one that would.
         unsafe {
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), (self.write + offset) as *mut u8, bytes.len());
+            std::ptr::copy_nonoverlapping(
+                bytes.as_ptr(),
+                (self.write + offset) as *mut u8,
+                bytes.len(),
+            );
         }
     }
 
@@ -131,7 +145,11 @@ impl CodeBuf {
         // MADV_DONTNEED on a shared file mapping only drops page table entries.
         unsafe {
             // Failure only means that pages fault in one by one.
-            libc::madvise((self.write + from) as *mut _, len, libc::MADV_POPULATE_WRITE);
+            libc::madvise(
+                (self.write + from) as *mut _,
+                len,
+                libc::MADV_POPULATE_WRITE,
+            );
             libc::madvise((self.run + from) as *mut _, len, libc::MADV_POPULATE_READ);
             if from > STEP {
                 libc::madvise(self.write as *mut _, from - STEP, libc::MADV_DONTNEED);
@@ -151,9 +169,20 @@ impl Drop for CodeBuf {
 fn map(memfd: &OwnedFd, len: usize, protection: i32) -> io::Result<usize> {
     // SAFETY: a null hint replaces no mapping.
     let at = unsafe {
-        libc::mmap(std::ptr::null_mut(), len, protection, libc::MAP_SHARED, memfd.as_raw_fd(), 0)
+        libc::mmap(
+            std::ptr::null_mut(),
+            len,
+            protection,
+            libc::MAP_SHARED,
+            memfd.as_raw_fd(),
+            0,
+        )
     };
-    if at == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(at as usize) }
+    if at == libc::MAP_FAILED {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(at as usize)
+    }
 }
 
 fn unmap(at: usize, len: usize) {
@@ -170,9 +199,17 @@ mod tests {
     fn no_view_is_writable_and_executable() {
         let buf = CodeBuf::new(1 << 20).unwrap();
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-        let views: Vec<_> = maps.lines().filter(|line| line.contains("kombi-code")).collect();
+        let views: Vec<_> = maps
+            .lines()
+            .filter(|line| line.contains("kombi-code"))
+            .collect();
         assert!(views.len() >= 2, "{views:?}");
-        assert!(views.iter().all(|line| !(line.contains("wx") || line.contains("rwx"))), "{views:?}");
+        assert!(
+            views
+                .iter()
+                .all(|line| !(line.contains("wx") || line.contains("rwx"))),
+            "{views:?}"
+        );
         drop(buf);
     }
 

@@ -87,7 +87,11 @@ pub(crate) struct Cpu {
 impl Cpu {
     #[inline]
     pub(crate) fn mode(&self) -> Mode {
-        if self.regs.cpl == 3 { Mode::User } else { Mode::Kernel }
+        if self.regs.cpl == 3 {
+            Mode::User
+        } else {
+            Mode::Kernel
+        }
     }
 
     #[inline]
@@ -123,7 +127,11 @@ impl Cpu {
 
     /// #NM where x87, MMX and SSE are switched off.
     pub(crate) fn fpu_available(&self) -> Result<(), Fault> {
-        if self.regs.cr0 & (cr0::TS | cr0::EM) != 0 { Err(crate::exceptions::NM) } else { Ok(()) }
+        if self.regs.cr0 & (cr0::TS | cr0::EM) != 0 {
+            Err(crate::exceptions::NM)
+        } else {
+            Ok(())
+        }
     }
 }
 

@@ -64,7 +64,12 @@ pub(crate) fn guest(leaf: u32, sub: u32, id: u32, tsc_khz: u64) -> Leaf {
         cpuid::FEATURES => {
             let [version, _, c, d] = host(leaf, 0);
             // One logical processor, CLFLUSH of 64 bytes.
-            [version, id << 24 | 1 << 16 | 8 << 8, c & FEATURES_ECX | OWN_ECX, d & FEATURES_EDX]
+            [
+                version,
+                id << 24 | 1 << 16 | 8 << 8,
+                c & FEATURES_ECX | OWN_ECX,
+                d & FEATURES_EDX,
+            ]
         }
         cpuid::CACHES => {
             let [a, b, c, d] = host(leaf, sub);
@@ -83,19 +88,30 @@ pub(crate) fn guest(leaf: u32, sub: u32, id: u32, tsc_khz: u64) -> Leaf {
             None => [1000, khz, 1_000_000, 0],
         },
         cpuid::FREQUENCY => [khz / 1000, khz / 1000, 100, 0],
-        cpuid::HYPERVISOR => {
-            [cpuid::KVM_FEATURES, u32::from_le_bytes(*b"KVMK"), u32::from_le_bytes(*b"VMKV"), u32::from_le_bytes(*b"M\0\0\0")]
-        }
-        cpuid::KVM_FEATURES => {
-            [kvm::NOP_IO_DELAY | kvm::CLOCKSOURCE2 | kvm::CLOCKSOURCE_STABLE, 0, 0, 0]
-        }
+        cpuid::HYPERVISOR => [
+            cpuid::KVM_FEATURES,
+            u32::from_le_bytes(*b"KVMK"),
+            u32::from_le_bytes(*b"VMKV"),
+            u32::from_le_bytes(*b"M\0\0\0"),
+        ],
+        cpuid::KVM_FEATURES => [
+            kvm::NOP_IO_DELAY | kvm::CLOCKSOURCE2 | kvm::CLOCKSOURCE_STABLE,
+            0,
+            0,
+            0,
+        ],
         cpuid::EXTENDED => {
             let [_, b, c, d] = host(leaf, 0);
             [cpuid::ADDRESS_WIDTHS, b, c, d]
         }
         cpuid::EXTENDED_AMD_FEATURES => {
             let [_, _, c, d] = host(leaf, 0);
-            [0, 0, c & cpuid::LAHF, d & EXTENDED_EDX | extended_edx::RDTSCP]
+            [
+                0,
+                0,
+                c & cpuid::LAHF,
+                d & EXTENDED_EDX | extended_edx::RDTSCP,
+            ]
         }
         cpuid::BRAND_FIRST..=cpuid::BRAND_LAST | cpuid::L2_CACHE => host(leaf, 0),
         cpuid::POWER => [0, 0, 0, cpuid::INVARIANT_TSC],

@@ -21,7 +21,9 @@ pub(crate) struct Decoded {
 
 impl Decoded {
     pub(crate) fn new() -> Self {
-        Self { entries: vec![(0, Instruction::default()); ENTRIES] }
+        Self {
+            entries: vec![(0, Instruction::default()); ENTRIES],
+        }
     }
 
     pub(crate) fn clear(&mut self) {
@@ -60,7 +62,11 @@ impl Cpu {
             }
             instruction = decode(&bytes, va);
         }
-        if instruction.is_invalid() { Err(UD) } else { Ok(instruction) }
+        if instruction.is_invalid() {
+            Err(UD)
+        } else {
+            Ok(instruction)
+        }
     }
 }
 

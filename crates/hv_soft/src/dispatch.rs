@@ -75,7 +75,11 @@ impl Cpu {
     }
 
     fn broken(&self, why: String) -> Error {
-        Error::Engine { engine: crate::NAME, rip: self.context.rip, why }
+        Error::Engine {
+            engine: crate::NAME,
+            rip: self.context.rip,
+            why,
+        }
     }
 
     /// Host address for RIP, and S1 as its block expects it.
@@ -83,7 +87,11 @@ impl Cpu {
         let rip = self.context.rip;
         self.context.scratch[0] = rip;
         let code = self.context.jumps[self.mode() as usize].code[jump_index(rip)];
-        if code != self.jump_miss { Ok(code) } else { self.look_slowly() }
+        if code != self.jump_miss {
+            Ok(code)
+        } else {
+            self.look_slowly()
+        }
     }
 
     fn look_slowly(&mut self) -> Result<u64, Fault> {
@@ -94,7 +102,12 @@ impl Cpu {
             return Err(GP);
         }
         let mut global = walked.global;
-        let key = Key { va: rip, page: (walked.pa >> 12) as u32, mode: self.mode(), kind: Kind::Grouped };
+        let key = Key {
+            va: rip,
+            page: (walked.pa >> 12) as u32,
+            mode: self.mode(),
+            kind: Kind::Grouped,
+        };
         let mut id = self.block(key)?;
         if self.blocks.record(id).crosses() {
             let second = self.walk((rip | 0xfff).wrapping_add(1), Access::Execute, user)?;
@@ -170,7 +183,11 @@ impl Run<'_> {
             // The lookup comes first: it replaces the entry that missed. Without it
             // an interrupt that has to wait would make us enter that one for ever.
             let at = self.look_slowly()?;
-            let next = if self.context.pending == 0 { Next::Resume(at) } else { Next::Look };
+            let next = if self.context.pending == 0 {
+                Next::Resume(at)
+            } else {
+                Next::Look
+            };
             return Ok(next);
         }
         if number == FAULT_EXIT {
@@ -198,13 +215,33 @@ impl Run<'_> {
                 self.execute(&ins)?;
                 Ok(Next::Look)
             }
-            Exit::Access { at, size, write, stack, retry } => {
+            Exit::Access {
+                at,
+                size,
+                write,
+                stack,
+                retry,
+            } => {
                 self.stats.accesses += 1;
                 self.context.rip = at_offset(at);
-                let access = Missed { number, id, size, write, stack, retry };
+                let access = Missed {
+                    number,
+                    id,
+                    size,
+                    write,
+                    stack,
+                    retry,
+                };
                 self.access(&record, &access, stay)
             }
-            Exit::Group { at, len, write, stack, retry, patch } => {
+            Exit::Group {
+                at,
+                len,
+                write,
+                stack,
+                retry,
+                patch,
+            } => {
                 self.stats.groups += 1;
                 self.context.rip = at_offset(at);
                 let va = self.context.scratch[0];
@@ -243,14 +280,23 @@ impl Run<'_> {
             }
             (libc::SIGSEGV, vector::GP) => Err(GP),
             (libc::SIGBUS, vector::SS) => Err(SS),
-            (libc::SIGBUS | libc::SIGSEGV, vector::AC) => Err(Fault::Exception(vector::AC, Some(0))),
-            _ => Err(Fault::Engine(format!("host signal {signal}, trap {trap} at {pc:#x}"))),
+            (libc::SIGBUS | libc::SIGSEGV, vector::AC) => {
+                Err(Fault::Exception(vector::AC, Some(0)))
+            }
+            _ => Err(Fault::Engine(format!(
+                "host signal {signal}, trap {trap} at {pc:#x}"
+            ))),
         }
     }
 
     /// RIP is a constant target in the record's page.
     fn link(&mut self, record: &Record, patch: u32) -> Result<Next, Fault> {
-        let key = Key { va: self.context.rip, page: record.page, mode: record.mode(), kind: Kind::Grouped };
+        let key = Key {
+            va: self.context.rip,
+            page: record.page,
+            mode: record.mode(),
+            kind: Kind::Grouped,
+        };
         let generation = self.blocks.generation;
         let id = self.block(key)?;
         let target = self.blocks.record(id);
@@ -276,6 +322,10 @@ impl Run<'_> {
     fn access(&mut self, record: &Record, missed: &Missed, stay: &Stay) -> Result<Next, Fault> {
         let va = self.context.scratch[0];
         let user = self.user();
+        if missed.size == 16 && va & 15 != 0 && wants_alignment(&self.decode(missed.number)?) {
+            // Before any page fault; where the page is there, the host's CPU finds out.
+            return Err(GP);
+        }
         if (va & 0xfff) as usize + usize::from(missed.size) > 4096 {
             return self.slow_access(record, missed, stay);
         }
@@ -314,13 +364,23 @@ impl Run<'_> {
     }
 
     /// One instruction whose access the hot path cannot do.
-    fn slow_access(&mut self, record: &Record, missed: &Missed, stay: &Stay) -> Result<Next, Fault> {
+    fn slow_access(
+        &mut self,
+        record: &Record,
+        missed: &Missed,
+        stay: &Stay,
+    ) -> Result<Next, Fault> {
         let ins = self.decode(missed.number)?;
         if interp::prefers(&ins) {
             self.execute(&ins)?;
             return Ok(Next::Look);
         }
-        let key = Key { va: self.context.rip, page: record.page, mode: record.mode(), kind: Kind::Bounce };
+        let key = Key {
+            va: self.context.rip,
+            page: record.page,
+            mode: record.mode(),
+            kind: Kind::Bounce,
+        };
         match self.block(key) {
             Ok(id) => self.bounce(id, &ins, missed, stay),
             Err(NoBlock::NotBounceable) => self.execute(&ins).map(|()| Next::Look),
@@ -329,7 +389,13 @@ impl Run<'_> {
     }
 
     /// Executes one instruction on a copy of its operand.
-    fn bounce(&mut self, id: Id, ins: &iced_x86::Instruction, missed: &Missed, stay: &Stay) -> Result<Next, Fault> {
+    fn bounce(
+        &mut self,
+        id: Id,
+        ins: &iced_x86::Instruction,
+        missed: &Missed,
+        stay: &Stay,
+    ) -> Result<Next, Fault> {
         self.stats.bounces += 1;
         let va = self.context.scratch[0];
         let (size, user) = (usize::from(missed.size).min(BOUNCE_MAX), self.user());
@@ -351,7 +417,9 @@ impl Run<'_> {
             return self.handle(number, stay);
         };
         if exited != id {
-            return Err(Fault::Engine("a bounce block left through another's exit".into()));
+            return Err(Fault::Engine(
+                "a bounce block left through another's exit".into(),
+            ));
         }
         if missed.write {
             operand.copy_from_slice(&self.context.bounce.0[offset..][..size]);
@@ -379,9 +447,20 @@ impl Run<'_> {
     }
 
     /// Goes on at RIP with every access checked on its own.
-    fn variant(&mut self, record: &Record, from: Id, number: u32, patch: u16) -> Result<Next, Fault> {
+    fn variant(
+        &mut self,
+        record: &Record,
+        from: Id,
+        number: u32,
+        patch: u16,
+    ) -> Result<Next, Fault> {
         self.stats.variants += 1;
-        let key = Key { va: self.context.rip, page: record.page, mode: record.mode(), kind: Kind::PerAccess };
+        let key = Key {
+            va: self.context.rip,
+            page: record.page,
+            mode: record.mode(),
+            kind: Kind::PerAccess,
+        };
         let generation = self.blocks.generation;
         let id = self.block(key)?;
         let target = self.blocks.record(id);
@@ -426,4 +505,23 @@ fn on_stack(ins: &Instruction, write: bool) -> bool {
         _ => false,
     };
     implied || ins.memory_segment() == Register::SS
+}
+
+/// Does the instruction refuse a misaligned 16-byte operand? All of legacy SSE does
+/// (SDM vol. 1, 14.9.1), but for a few.
+fn wants_alignment(ins: &Instruction) -> bool {
+    use Mnemonic as M;
+    !matches!(
+        ins.mnemonic(),
+        M::Movups
+            | M::Movupd
+            | M::Movdqu
+            | M::Lddqu
+            | M::Pcmpestri
+            | M::Pcmpestri64
+            | M::Pcmpestrm
+            | M::Pcmpestrm64
+            | M::Pcmpistri
+            | M::Pcmpistrm
+    )
 }

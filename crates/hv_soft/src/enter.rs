@@ -121,7 +121,11 @@ impl Stay {
             return Err(io::Error::last_os_error());
         }
         fxrstor(fpu);
-        Ok(Self { host_gs, host_fpu, _not_send: std::marker::PhantomData })
+        Ok(Self {
+            host_gs,
+            host_fpu,
+            _not_send: std::marker::PhantomData,
+        })
     }
 
     /// Takes the guest's x87 state and MXCSR; XMM registers are the context's.

@@ -78,7 +78,14 @@ impl Cpu {
                 Some(_) | None => (vector, code),
             };
             self.stats.exceptions += 1;
-            tracing::trace!(vector, code, rip = self.context.rip, cpl = self.regs.cpl, cr2 = self.regs.cr2, "exception");
+            tracing::trace!(
+                vector,
+                code,
+                rip = self.context.rip,
+                cpl = self.regs.cpl,
+                cr2 = self.regs.cr2,
+                "exception"
+            );
             // RF is set in what faults push (SDM vol. 3, §6.8.3); only debuggers look.
             match self.deliver(vector, code, Source::Hardware) {
                 Ok(()) => return Raised::Delivered,
@@ -91,10 +98,18 @@ impl Cpu {
     }
 
     /// Enters the handler of `vector`: RIP is what will be pushed.
-    pub(crate) fn deliver(&mut self, vector: u8, code: Option<u32>, source: Source) -> Result<(), Fault> {
+    pub(crate) fn deliver(
+        &mut self,
+        vector: u8,
+        code: Option<u32>,
+        source: Source,
+    ) -> Result<(), Fault> {
         let external = u32::from(source == Source::Hardware);
         let bad_gate = |exception| {
-            Err(Fault::Exception(exception, Some(u32::from(vector) * 8 + 2 + external)))
+            Err(Fault::Exception(
+                exception,
+                Some(u32::from(vector) * 8 + 2 + external),
+            ))
         };
         let offset = u64::from(vector) * 16;
         if self.regs.efer & efer::LMA == 0 {
@@ -104,9 +119,14 @@ impl Cpu {
             return bad_gate(vector::GP);
         }
         let at = self.regs.idt.base.wrapping_add(offset);
-        let gate = Gate { low: self.load_system(at)?, high: self.load_system(at.wrapping_add(8))? };
-        if !matches!(gate.kind(), descriptor::TYPE_INTERRUPT_GATE | descriptor::TYPE_TRAP_GATE)
-            || (source == Source::Software && gate.dpl() < self.regs.cpl)
+        let gate = Gate {
+            low: self.load_system(at)?,
+            high: self.load_system(at.wrapping_add(8))?,
+        };
+        if !matches!(
+            gate.kind(),
+            descriptor::TYPE_INTERRUPT_GATE | descriptor::TYPE_TRAP_GATE
+        ) || (source == Source::Software && gate.dpl() < self.regs.cpl)
         {
             return bad_gate(vector::GP);
         }
@@ -114,7 +134,10 @@ impl Cpu {
             return bad_gate(vector::NP);
         }
         let bad_code = |exception| {
-            Err(Fault::Exception(exception, Some(u32::from(gate.selector() & !3) | external)))
+            Err(Fault::Exception(
+                exception,
+                Some(u32::from(gate.selector() & !3) | external),
+            ))
         };
         if gate.selector() & !3 == 0 {
             return Err(Fault::Exception(vector::GP, Some(external)));
@@ -133,12 +156,21 @@ impl Cpu {
             return bad_code(vector::NP);
         }
         let conforming = rights & descriptor::CONFORMING != 0;
-        let cpl = if conforming { self.regs.cpl } else { code_descriptor.dpl() };
+        let cpl = if conforming {
+            self.regs.cpl
+        } else {
+            code_descriptor.dpl()
+        };
         let old_rsp = self.context.gpr[RSP];
         let base = match gate.ist() {
             0 if cpl == self.regs.cpl => old_rsp,
             0 => self.load_system(self.regs.tr.base.wrapping_add(4 + 8 * u64::from(cpl)))?,
-            ist => self.load_system(self.regs.tr.base.wrapping_add(0x24 + 8 * u64::from(ist - 1)))?,
+            ist => self.load_system(
+                self.regs
+                    .tr
+                    .base
+                    .wrapping_add(0x24 + 8 * u64::from(ist - 1)),
+            )?,
         };
         let rsp = base & !15;
         let flags = self.rflags();
@@ -154,7 +186,11 @@ impl Cpu {
         for (bytes, word) in frame.chunks_exact_mut(8).zip(words) {
             bytes.copy_from_slice(&word.to_le_bytes());
         }
-        let frame = if code.is_some() { &frame[..] } else { &frame[8..] };
+        let frame = if code.is_some() {
+            &frame[..]
+        } else {
+            &frame[8..]
+        };
         let rsp = rsp.wrapping_sub(frame.len() as u64);
         self.store_system(rsp, frame)?;
 
@@ -162,7 +198,10 @@ impl Cpu {
         self.context.rip = gate.offset();
         if cpl != self.regs.cpl {
             // A null SS with the new RPL (SDM vol. 3, §6.14.2).
-            self.regs.segments[VcpuState::SS] = Segment { selector: u16::from(cpl), ..Segment::default() };
+            self.regs.segments[VcpuState::SS] = Segment {
+                selector: u16::from(cpl),
+                ..Segment::default()
+            };
         }
         self.regs.segments[VcpuState::CS] =
             code_descriptor.segment(gate.selector() & !3 | u16::from(cpl), 0);
@@ -196,8 +235,12 @@ impl Cpu {
 
 /// SDM vol. 3, table 6-5.
 fn makes_double_fault(first: u8, second: u8) -> bool {
-    let contributory =
-        |v| matches!(v, vector::DE | vector::TS | vector::NP | vector::SS | vector::GP);
+    let contributory = |v| {
+        matches!(
+            v,
+            vector::DE | vector::TS | vector::NP | vector::SS | vector::GP
+        )
+    };
     (contributory(first) && contributory(second))
         || (first == vector::PF && (contributory(second) || second == vector::PF))
 }

@@ -25,8 +25,13 @@ use translator::block::FAULT_EXIT;
 use crate::doorbell::{Doorbell, TIMER};
 use crate::enter::ContextBox;
 
-const FAULTS: [i32; 5] =
-    [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP];
+const FAULTS: [i32; 5] = [
+    libc::SIGSEGV,
+    libc::SIGBUS,
+    libc::SIGFPE,
+    libc::SIGILL,
+    libc::SIGTRAP,
+];
 const STACK_LEN: usize = 64 << 10;
 
 /// What the handlers need to know of the vCPU on this thread.
@@ -49,7 +54,11 @@ static PREVIOUS: OnceLock<Vec<(i32, libc::sigaction)>> = OnceLock::new();
 ///
 /// `poll` must be the poll page of a context that exists.
 fn protect(poll: u64, open: bool) {
-    let protection = if open { libc::PROT_READ } else { libc::PROT_NONE };
+    let protection = if open {
+        libc::PROT_READ
+    } else {
+        libc::PROT_NONE
+    };
     // SAFETY: the page is a context's own, of which Rust accesses no byte.
     unsafe { libc::mprotect(poll as *mut _, 4096, protection) };
 }
@@ -103,7 +112,13 @@ impl Armed {
         install()?;
         let poll = context.poll_page();
         let context = &raw mut **context;
-        let running = Box::new(Running { code, exit_thunk, poll, context, doorbell });
+        let running = Box::new(Running {
+            code,
+            exit_thunk,
+            poll,
+            context,
+            doorbell,
+        });
         let mut stack = vec![0u8; STACK_LEN];
         let new = libc::stack_t {
             ss_sp: stack.as_mut_ptr().cast(),
@@ -137,14 +152,24 @@ impl Armed {
             RUNNING.set(&raw const *running);
             libc::pthread_sigmask(libc::SIG_SETMASK, &blocked, &mut mask);
         }
-        Ok(Self { running, outer, mask, stack, outer_stack, timer })
+        Ok(Self {
+            running,
+            outer,
+            mask,
+            stack,
+            outer_stack,
+            timer,
+        })
     }
 
     /// Has the timer ring the doorbell in `nanoseconds` (at least one).
     pub(crate) fn set_timer(&self, nanoseconds: u64) {
         let nanoseconds = nanoseconds.max(1);
         let value = libc::itimerspec {
-            it_interval: libc::timespec { tv_sec: 0, tv_nsec: 0 },
+            it_interval: libc::timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            },
             it_value: libc::timespec {
                 tv_sec: (nanoseconds / 1_000_000_000) as i64,
                 tv_nsec: (nanoseconds % 1_000_000_000) as i64,
@@ -180,7 +205,9 @@ fn install() -> io::Result<()> {
         return Ok(());
     }
     static INSTALLING: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    let _guard = INSTALLING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _guard = INSTALLING
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     if PREVIOUS.get().is_some() {
         return Ok(());
     }
@@ -262,7 +289,9 @@ extern "C" fn on_fault(signal: i32, info: *mut libc::siginfo_t, ucontext: *mut l
 /// # Safety
 /// The arguments are those of a SA_SIGINFO handler.
 unsafe fn chain(signal: i32, info: *mut libc::siginfo_t, ucontext: *mut libc::c_void) {
-    let previous = PREVIOUS.get().and_then(|all| all.iter().find(|(s, _)| *s == signal));
+    let previous = PREVIOUS
+        .get()
+        .and_then(|all| all.iter().find(|(s, _)| *s == signal));
     // SAFETY: the action is one that was installed, called as its flags say.
     // Without one the default action comes back and the instruction faults again.
     unsafe {

@@ -28,10 +28,17 @@ impl Ram {
     pub(crate) fn new(ram: GuestRam) -> Self {
         let mut regions = ram.regions();
         let low_end = regions.next().map_or(0, |region| region.end().0);
-        let high = regions.next().map_or((0, 0), |region| (region.start.0, region.end().0));
+        let high = regions
+            .next()
+            .map_or((0, 0), |region| (region.start.0, region.end().0));
         drop(regions);
         let base = ram.host_base().as_ptr() as u64;
-        Self { ram, base, low_end, high }
+        Self {
+            ram,
+            base,
+            low_end,
+            high,
+        }
     }
 
     pub(crate) fn guest_ram(&self) -> &GuestRam {
@@ -76,7 +83,11 @@ impl Ram {
         // SAFETY: the source is guest memory, checked above, and the target a
         // Rust slice outside of it.
         unsafe {
-            std::ptr::copy_nonoverlapping(self.host(pa) as *const u8, into.as_mut_ptr(), into.len());
+            std::ptr::copy_nonoverlapping(
+                self.host(pa) as *const u8,
+                into.as_mut_ptr(),
+                into.len(),
+            );
         }
         true
     }
@@ -140,14 +151,20 @@ impl Ram {
         }
         if to > from && to < from + len {
             for i in 0..count {
-                let Some(value) = self.load(from + i * size, size as usize) else { return false };
+                let Some(value) = self.load(from + i * size, size as usize) else {
+                    return false;
+                };
                 self.store(to + i * size, size as usize, value);
             }
             return true;
         }
         // SAFETY: both ranges are guest memory, checked above.
         unsafe {
-            std::ptr::copy(self.host(from) as *const u8, self.host(to) as *mut u8, len as usize);
+            std::ptr::copy(
+                self.host(from) as *const u8,
+                self.host(to) as *mut u8,
+                len as usize,
+            );
         }
         true
     }
@@ -179,5 +196,7 @@ impl Ram {
 #[inline]
 pub(crate) fn set_bits(entry: &AtomicU64, seen: u64, bits: u64) -> bool {
     seen & bits == bits
-        || entry.compare_exchange(seen, seen | bits, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        || entry
+            .compare_exchange(seen, seen | bits, Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
 }

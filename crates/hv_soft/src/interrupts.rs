@@ -35,7 +35,12 @@ impl Cpu {
 
     /// Looks after everything that came from outside, and sleeps where the guest
     /// does.
-    pub(crate) fn attend(&mut self, bell: &Doorbell, timer: &mut HostTimer, armed: &Armed) -> Attention {
+    pub(crate) fn attend(
+        &mut self,
+        bell: &Doorbell,
+        timer: &mut HostTimer,
+        armed: &Armed,
+    ) -> Attention {
         loop {
             let requests = bell.take();
             if requests & INTERRUPT != 0 {
@@ -81,7 +86,9 @@ impl Cpu {
 
     /// Moves what the IOAPIC sent into the local APIC.
     pub(crate) fn collect(&mut self) {
-        let Some(inbox) = self.chips.inbox(self.id as usize) else { return };
+        let Some(inbox) = self.chips.inbox(self.id as usize) else {
+            return;
+        };
         let apic = &mut self.apic;
         inbox.drain(|vector, level| apic.request(vector, level));
         self.nmi_pending |= inbox.take_nmi();

@@ -24,8 +24,12 @@ pub(crate) const PLAIN: [(u32, u64); 9] = [
 ];
 
 /// Registers that read as a constant and ignore what is written.
-const CONSTANT: [(u32, u64); 4] =
-    [(msr::PLATFORM_ID, 0), (msr::PLATFORM_INFO, 0), (msr::MTRR_CAP, 0), (msr::MICROCODE_UPDATE, 0)];
+const CONSTANT: [(u32, u64); 4] = [
+    (msr::PLATFORM_ID, 0),
+    (msr::PLATFORM_INFO, 0),
+    (msr::MTRR_CAP, 0),
+    (msr::MICROCODE_UPDATE, 0),
+];
 
 const EFER_KNOWN: u64 = efer::SCE | efer::LME | efer::LMA | efer::NXE;
 
@@ -53,7 +57,10 @@ impl Cpu {
                 }
                 let constant = CONSTANT.iter().find(|(known, _)| *known == index);
                 return constant.map(|(_, value)| *value).ok_or_else(|| {
-                    tracing::debug!(msr = format_args!("{index:#x}"), "read of an unknown register");
+                    tracing::debug!(
+                        msr = format_args!("{index:#x}"),
+                        "read of an unknown register"
+                    );
                     GP
                 });
             }
@@ -61,7 +68,13 @@ impl Cpu {
     }
 
     pub(crate) fn write_msr(&mut self, index: u32, value: u64) -> Result<(), Fault> {
-        let address = |value| if paging::is_canonical(value) { Ok(value) } else { Err(GP) };
+        let address = |value| {
+            if paging::is_canonical(value) {
+                Ok(value)
+            } else {
+                Err(GP)
+            }
+        };
         match index {
             // The guest's TSC is the host's; Linux only writes it to synchronize.
             msr::TSC => {}
@@ -110,7 +123,11 @@ impl Cpu {
                     return Ok(());
                 }
                 if !CONSTANT.iter().any(|(known, _)| *known == index) {
-                    tracing::debug!(msr = format_args!("{index:#x}"), value, "write of an unknown register");
+                    tracing::debug!(
+                        msr = format_args!("{index:#x}"),
+                        value,
+                        "write of an unknown register"
+                    );
                     return Err(GP);
                 }
             }

@@ -40,7 +40,10 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { code_cache_bytes: 32 << 20, count_instructions: false }
+        Self {
+            code_cache_bytes: 32 << 20,
+            count_instructions: false,
+        }
     }
 }
 
@@ -67,9 +70,16 @@ impl Hypervisor for SoftHypervisor {
 
     fn create(&self, memory: GuestRam, vcpus: u8) -> Result<SoftPartition, Error> {
         if vcpus > VCPUS_MAX {
-            return Err(Error::TooManyVcpus { engine: crate::NAME, asked: vcpus, most: VCPUS_MAX });
+            return Err(Error::TooManyVcpus {
+                engine: crate::NAME,
+                asked: vcpus,
+                most: VCPUS_MAX,
+            });
         }
-        crate::host_check().map_err(|lacks| Error::HostLacks { engine: crate::NAME, lacks })?;
+        crate::host_check().map_err(|lacks| Error::HostLacks {
+            engine: crate::NAME,
+            lacks,
+        })?;
         let bells: Vec<_> = (0..vcpus).map(|_| Arc::new(Doorbell::new())).collect();
         let chips = Arc::new(Chips::new(bells.clone()));
         let clock = Clock::new();
@@ -83,7 +93,13 @@ impl Hypervisor for SoftHypervisor {
     }
 }
 
-fn new_cpu(id: u32, ram: Ram, chips: Arc<Chips>, clock: Clock, options: Options) -> Result<Cpu, Error> {
+fn new_cpu(
+    id: u32,
+    ram: Ram,
+    chips: Arc<Chips>,
+    clock: Clock,
+    options: Options,
+) -> Result<Cpu, Error> {
     let host = |doing| move |source| Error::Host { doing, source };
     let mut buf = CodeBuf::new(options.code_cache_bytes.max(CODE_CACHE_MIN))
         .map_err(host("reserve the code cache"))?;
@@ -96,7 +112,11 @@ fn new_cpu(id: u32, ram: Ram, chips: Arc<Chips>, clock: Clock, options: Options)
     let exit = buf.address(exit);
     let stubs = translator::stubs(buf.address(buf.used()), exit);
     buf.append(&stubs.code).ok_or_else(full)?;
-    let thunks = Thunks { exit, jump_miss: stubs.jump_miss, stack_refill: stubs.stack_refill };
+    let thunks = Thunks {
+        exit,
+        jump_miss: stubs.jump_miss,
+        stack_refill: stubs.stack_refill,
+    };
     let mut context = ContextBox::new().map_err(host("reserve the vCPU's context"))?;
     tlb::initialize(&mut context, thunks.jump_miss);
     let pages = ram.page_end();
@@ -170,7 +190,8 @@ impl Partition for SoftPartition {
 
     fn vcpu(&mut self, index: u8) -> Result<SoftVcpu, Error> {
         let slot = self.cpus.get_mut(usize::from(index));
-        slot.and_then(Option::take).ok_or(Error::NoSuchVcpu { index })
+        slot.and_then(Option::take)
+            .ok_or(Error::NoSuchVcpu { index })
     }
 
     fn interrupts(&self) -> Arc<dyn Interrupts> {

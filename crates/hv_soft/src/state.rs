@@ -11,7 +11,10 @@ use crate::enter::{Fpu, MXCSR_MASK};
 use crate::msr::PLAIN;
 
 fn refuse(why: impl Into<String>) -> Error {
-    Error::State { engine: crate::NAME, why: why.into() }
+    Error::State {
+        engine: crate::NAME,
+        why: why.into(),
+    }
 }
 
 impl Cpu {
@@ -39,7 +42,12 @@ impl Cpu {
             (msr::KVM_SYSTEM_TIME, regs.kvm_system_time),
             (msr::KVM_WALL_CLOCK, regs.kvm_wall_clock),
         ];
-        msrs.extend(PLAIN.iter().zip(regs.plain_msrs).map(|((index, _), value)| (*index, value)));
+        msrs.extend(
+            PLAIN
+                .iter()
+                .zip(regs.plain_msrs)
+                .map(|((index, _), value)| (*index, value)),
+        );
         msrs.sort_unstable();
         VcpuState {
             gpr: context.gpr,
@@ -148,7 +156,10 @@ fn check(state: &VcpuState) -> Result<Fpu, Error> {
     }
     let unknown = cr4::PCIDE | cr4::OSXSAVE | cr4::SMEP | cr4::SMAP | cr4::FSGSBASE | cr4::UMIP;
     if state.cr4 & unknown != 0 {
-        return Err(refuse(format!("CR4 {:#x} has features that it lacks", state.cr4)));
+        return Err(refuse(format!(
+            "CR4 {:#x} has features that it lacks",
+            state.cr4
+        )));
     }
     if state.rflags & rflags::VM != 0 || !paging::is_canonical(state.rip) {
         return Err(refuse("RFLAGS or RIP cannot be in 64-bit mode"));

@@ -43,8 +43,13 @@ impl Fetch<'_> {
         if (va ^ self.va) & !0xfff == 0 {
             return Some(self.page);
         }
-        let walked = self.paging.walk(self.ram, va, Access::Execute, self.mode == Mode::User).ok()?;
-        self.ram.contains(walked.pa, 1).then_some((walked.pa >> 12) as u32)
+        let walked = self
+            .paging
+            .walk(self.ram, va, Access::Execute, self.mode == Mode::User)
+            .ok()?;
+        self.ram
+            .contains(walked.pa, 1)
+            .then_some((walked.pa >> 12) as u32)
     }
 
     fn copy(&self, va: u64) -> Option<PageCopy> {
@@ -52,12 +57,17 @@ impl Fetch<'_> {
         // Before it is read: see `PageEpochs::watch`. Only the block's own pages
         // need it, the others are only looked at for flags.
         if va & !0xfff == self.va & !0xfff || va & !0xfff == (self.va | 0xfff).wrapping_add(1) {
-            self.ram.guest_ram().epochs().watch(Gpa(u64::from(page) << 12));
+            self.ram
+                .guest_ram()
+                .epochs()
+                .watch(Gpa(u64::from(page) << 12));
         }
         let mut pool = self.pool.take();
         let mut copy = pool.pop().unwrap_or_else(|| Box::new([0; 4096]));
         self.pool.set(pool);
-        self.ram.read(u64::from(page) << 12, &mut copy[..]).then_some(copy)
+        self.ram
+            .read(u64::from(page) << 12, &mut copy[..])
+            .then_some(copy)
     }
 }
 
@@ -74,7 +84,12 @@ impl GuestCode for Fetch<'_> {
 
     fn flags_wanted(&self, va: u64) -> Option<u8> {
         let page = self.page_of(va)?;
-        let id = self.blocks.find(Key { va, page, mode: self.mode, kind: Kind::Grouped })?;
+        let id = self.blocks.find(Key {
+            va,
+            page,
+            mode: self.mode,
+            kind: Kind::Grouped,
+        })?;
         Some(self.blocks.record(id).flags_wanted)
     }
 }
@@ -105,7 +120,9 @@ impl Cpu {
         }
         let started = tsc();
         let Some(mut translating) = self.translating.take() else {
-            return Err(NoBlock::Fault(Fault::Engine("translation within a translation".into())));
+            return Err(NoBlock::Fault(Fault::Engine(
+                "translation within a translation".into(),
+            )));
         };
         let fetch = Fetch {
             paging: self.paging(),
@@ -125,10 +142,14 @@ impl Cpu {
             first_exit: self.blocks.next_exit(),
             thunks: self.blocks.thunks,
         };
-        let result = translating.translator.translate(&request, &fetch, &mut translating.block);
+        let result = translating
+            .translator
+            .translate(&request, &fetch, &mut translating.block);
         let Fetch { copies, pool, .. } = fetch;
         translating.pool = pool.into_inner();
-        translating.pool.extend(copies.into_iter().filter_map(|slot| slot.into_inner()?.1));
+        translating
+            .pool
+            .extend(copies.into_iter().filter_map(|slot| slot.into_inner()?.1));
         let id = match result {
             Ok(()) => self.keep(key, &translating.block).map_err(NoBlock::Fault),
             Err(Refused::NotBounceable) => Err(NoBlock::NotBounceable),
@@ -142,7 +163,8 @@ impl Cpu {
     fn fetch_fault(&mut self, va: u64) -> Fault {
         let user = self.user();
         // Code outside of memory: there is no bus to fetch from.
-        self.walk(va, Access::Execute, user).map_or_else(|fault| fault, |_| GP)
+        self.walk(va, Access::Execute, user)
+            .map_or_else(|fault| fault, |_| GP)
     }
 
     fn keep(&mut self, key: Key, block: &translator::Block) -> Result<Id, Fault> {
@@ -159,7 +181,10 @@ impl Cpu {
             }
         }
         let Some(id) = self.blocks.insert(key, second, block) else {
-            return Err(Fault::Engine(format!("a block of {} bytes does not fit", block.code.len())));
+            return Err(Fault::Engine(format!(
+                "a block of {} bytes does not fit",
+                block.code.len()
+            )));
         };
         self.stats.translations += 1;
         self.stats.translated_instructions += u64::from(block.instructions);
@@ -185,7 +210,10 @@ impl Cpu {
                 self.drop_jump(record.va, record.mode(), code);
             }
         }
-        self.ram.guest_ram().epochs().unwatch(Gpa(u64::from(page) << 12));
+        self.ram
+            .guest_ram()
+            .epochs()
+            .unwatch(Gpa(u64::from(page) << 12));
     }
 
     /// Drops translations of pages that devices wrote.

@@ -29,6 +29,11 @@ const LEVEL: u64 = 1 << 15;
 const MASKED: u64 = 1 << 16;
 const READ_ONLY: u64 = 1 << 12 | REMOTE_IRR;
 
+/// The vector that a store to the EOI register ends, if it is one.
+pub(crate) fn ends(at: u64, value: u32) -> Option<u8> {
+    (at == BASE + EOI).then_some(value as u8)
+}
+
 /// An interrupt for local APICs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Message {
@@ -64,7 +69,13 @@ pub(crate) struct IoApic {
 
 impl IoApic {
     pub(crate) fn new() -> Self {
-        Self { select: 0, id: 0, redirection: [MASKED; PINS], lines: 0, pending: 0 }
+        Self {
+            select: 0,
+            id: 0,
+            redirection: [MASKED; PINS],
+            lines: 0,
+            pending: 0,
+        }
     }
 
     /// Drives a line. Lines that do not exist are ignored.
@@ -109,26 +120,17 @@ impl IoApic {
         })
     }
 
-    /// Ends one pin's interrupt; to be called until it gives nothing more.
-    pub(crate) fn end_of_interrupt(&mut self, vector: u8) -> Option<Message> {
+    /// Ends a level-triggered interrupt. Lines that are still high come again.
+    pub(crate) fn end_of_interrupt(&mut self, vector: u8) -> Vec<Message> {
+        let mut messages = Vec::new();
         for pin in 0..PINS {
             let entry = &mut self.redirection[pin];
             if *entry & (LEVEL | REMOTE_IRR) == LEVEL | REMOTE_IRR && *entry as u8 == vector {
                 *entry &= !REMOTE_IRR;
-                if let Some(message) = self.service(pin) {
-                    // Several pins may share a vector: one message serves all, the
-                    // others follow with its own end of interrupt.
-                    for other in &mut self.redirection[pin + 1..] {
-                        let ended = *other & (LEVEL | REMOTE_IRR) == LEVEL | REMOTE_IRR;
-                        if ended && *other as u8 == vector {
-                            *other &= !REMOTE_IRR;
-                        }
-                    }
-                    return Some(message);
-                }
+                messages.extend(self.service(pin));
             }
         }
-        None
+        messages
     }
 
     /// A 32-bit load.
@@ -138,7 +140,10 @@ impl IoApic {
             WINDOW => match self.select {
                 0 | 2 => self.id,
                 1 => VERSION,
-                index => match self.redirection.get(usize::from(index.wrapping_sub(0x10) / 2)) {
+                index => match self
+                    .redirection
+                    .get(usize::from(index.wrapping_sub(0x10) / 2))
+                {
                     Some(entry) if index & 1 == 0 => *entry as u32,
                     Some(entry) => (*entry >> 32) as u32,
                     None => 0,
@@ -170,7 +175,6 @@ impl IoApic {
                     return self.service(pin);
                 }
             },
-            EOI => return self.end_of_interrupt(value as u8),
             _ => {}
         }
         None
@@ -192,7 +196,10 @@ mod tests {
     fn an_edge_interrupts_once_and_again_only_after_a_new_rise() {
         let mut chip = IoApic::new();
         assert_eq!(program(&mut chip, 4, 0x31), None);
-        assert_eq!(chip.set_line(4, true).map(|m| (m.vector, m.level)), Some((0x31, false)));
+        assert_eq!(
+            chip.set_line(4, true).map(|m| (m.vector, m.level)),
+            Some((0x31, false))
+        );
         assert_eq!(chip.set_line(4, true), None);
         assert_eq!(chip.set_line(4, false), None);
         assert!(chip.set_line(4, true).is_some());
@@ -211,11 +218,14 @@ mod tests {
     fn a_level_that_stays_high_comes_again_after_each_end_of_interrupt() {
         let mut chip = IoApic::new();
         program(&mut chip, 5, 0x8035);
-        assert_eq!(chip.set_line(5, true).map(|m| (m.vector, m.level)), Some((0x35, true)));
+        assert_eq!(
+            chip.set_line(5, true).map(|m| (m.vector, m.level)),
+            Some((0x35, true))
+        );
         assert_eq!(chip.set_line(5, true), None);
-        assert!(chip.end_of_interrupt(0x35).is_some());
+        assert_eq!(chip.end_of_interrupt(0x35).len(), 1);
         chip.set_line(5, false);
-        assert_eq!(chip.end_of_interrupt(0x35), None);
+        assert_eq!(chip.end_of_interrupt(0x35), []);
         assert!(chip.set_line(5, true).is_some());
     }
 

@@ -86,7 +86,9 @@ pub(crate) struct LocalApic {
 impl LocalApic {
     pub(crate) fn new(id: u32, clock: Clock) -> Self {
         Self {
-            base: 0xfee0_0000 | msr::APIC_BASE_ENABLE | if id == 0 { msr::APIC_BASE_BSP } else { 0 },
+            base: 0xfee0_0000
+                | msr::APIC_BASE_ENABLE
+                | if id == 0 { msr::APIC_BASE_BSP } else { 0 },
             id,
             requested: Vectors::default(),
             in_service: Vectors::default(),
@@ -144,12 +146,20 @@ impl LocalApic {
             return;
         }
         self.requested.set(vector);
-        if level { self.trigger.set(vector) } else { self.trigger.unset(vector) }
+        if level {
+            self.trigger.set(vector)
+        } else {
+            self.trigger.unset(vector)
+        }
     }
 
     fn ppr(&self) -> u8 {
         let service = self.in_service.highest().unwrap_or(0) & 0xf0;
-        if self.tpr & 0xf0 >= service { self.tpr } else { service }
+        if self.tpr & 0xf0 >= service {
+            self.tpr
+        } else {
+            service
+        }
     }
 
     /// The vector that would be delivered now, were interrupts enabled.
@@ -177,7 +187,9 @@ impl LocalApic {
         }
         let lvt = self.lvt(LVT_TIMER);
         if lvt & TIMER_MODE == PERIODIC {
-            let period = self.count_ticks(self.initial_count).max(self.clock.min_period());
+            let period = self
+                .count_ticks(self.initial_count)
+                .max(self.clock.min_period());
             // Periods that nobody saw are skipped.
             self.deadline = (self.deadline + period).max(now.saturating_sub(period) + 1);
         } else {
@@ -190,7 +202,11 @@ impl LocalApic {
 
     /// IA32_TSC_DEADLINE as the guest reads it.
     pub(crate) fn tsc_deadline(&self) -> u64 {
-        if self.lvt(LVT_TIMER) & TIMER_MODE == DEADLINE { self.deadline } else { 0 }
+        if self.lvt(LVT_TIMER) & TIMER_MODE == DEADLINE {
+            self.deadline
+        } else {
+            0
+        }
     }
 
     /// A store to IA32_TSC_DEADLINE; ignored in other timer modes (§11.5.4.1).
@@ -209,7 +225,9 @@ impl LocalApic {
     }
 
     fn lvt(&self, at: u16) -> u32 {
-        LVTS.iter().position(|lvt| *lvt == at).map_or(MASKED, |i| self.lvt[i])
+        LVTS.iter()
+            .position(|lvt| *lvt == at)
+            .map_or(MASKED, |i| self.lvt[i])
     }
 
     /// Divide configuration (§11.5.4) times a 1 GHz timer, in TSC ticks.
@@ -232,7 +250,13 @@ impl LocalApic {
     pub(crate) fn read(&self, at: u16, now: u64) -> Result<u32, NoRegister> {
         let word = |vectors: &Vectors, first: u16| vectors.0[usize::from((at - first) >> 4) & 7];
         Ok(match at & !0xf {
-            ID => if self.x2apic() { self.id } else { self.id << 24 },
+            ID => {
+                if self.x2apic() {
+                    self.id
+                } else {
+                    self.id << 24
+                }
+            }
             VERSION => VERSION_VALUE,
             TPR => u32::from(self.tpr),
             PPR => u32::from(self.ppr()),
@@ -276,7 +300,11 @@ impl LocalApic {
             INITIAL_COUNT => {
                 self.initial_count = value;
                 if self.lvt(LVT_TIMER) & TIMER_MODE != DEADLINE {
-                    self.deadline = if value == 0 { 0 } else { now + self.count_ticks(value).max(1) };
+                    self.deadline = if value == 0 {
+                        0
+                    } else {
+                        now + self.count_ticks(value).max(1)
+                    };
                 }
             }
             DIVIDE => self.divide = value & 0xb,
@@ -309,14 +337,19 @@ impl LocalApic {
     /// Sends what the command register says; there is no other CPU to send to.
     fn send(&mut self) -> Effect {
         let icr = self.icr as u32;
-        let destination =
-            if self.x2apic() { (self.icr >> 32) as u32 } else { (self.icr >> 56) as u32 };
+        let destination = if self.x2apic() {
+            (self.icr >> 32) as u32
+        } else {
+            (self.icr >> 56) as u32
+        };
         let broadcast = if self.x2apic() { !0 } else { 0xff };
         let me = match icr >> 18 & 3 {
             1 | 2 => true,
             0 if destination == broadcast => true,
             0 if icr & 1 << 11 == 0 => destination == self.id,
-            0 if self.x2apic() => destination >> 16 == self.id >> 4 && destination >> (self.id & 15) & 1 != 0,
+            0 if self.x2apic() => {
+                destination >> 16 == self.id >> 4 && destination >> (self.id & 15) & 1 != 0
+            }
             0 => destination & self.ldr >> 24 != 0,
             _ => false,
         };
@@ -352,7 +385,11 @@ impl LocalApic {
             registers.push((CURRENT_COUNT, self.current_count(now)));
             registers.sort_unstable();
         }
-        Saved { base: self.base, registers, tsc_deadline: self.tsc_deadline() }
+        Saved {
+            base: self.base,
+            registers,
+            tsc_deadline: self.tsc_deadline(),
+        }
     }
 
     /// Takes a saved state. Registers that do not exist are refused.

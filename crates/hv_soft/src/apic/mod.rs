@@ -83,8 +83,14 @@ pub(crate) struct Chips {
 
 impl Chips {
     pub(crate) fn new(doorbells: Vec<Arc<Doorbell>>) -> Self {
-        let cpus = doorbells.into_iter().map(|bell| (Inbox::default(), bell)).collect();
-        Self { ioapic: Mutex::new(IoApic::new()), cpus }
+        let cpus = doorbells
+            .into_iter()
+            .map(|bell| (Inbox::default(), bell))
+            .collect();
+        Self {
+            ioapic: Mutex::new(IoApic::new()),
+            cpus,
+        }
     }
 
     pub(crate) fn inbox(&self, cpu: usize) -> Option<&Inbox> {
@@ -97,18 +103,18 @@ impl Chips {
 
     /// A guest's store to the IOAPIC.
     pub(crate) fn ioapic_write(&self, at: u64, value: u32) {
+        if let Some(vector) = ioapic::ends(at, value) {
+            return self.end_of_interrupt(vector);
+        }
         let message = self.ioapic().write(at, value);
         self.send(message);
     }
 
     /// The end of a level-triggered interrupt.
     pub(crate) fn end_of_interrupt(&self, vector: u8) {
-        loop {
-            let message = self.ioapic().end_of_interrupt(vector);
-            if message.is_none() {
-                return;
-            }
-            self.send(message);
+        let messages = self.ioapic().end_of_interrupt(vector);
+        for message in messages {
+            self.send(Some(message));
         }
     }
 

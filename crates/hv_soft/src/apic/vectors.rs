@@ -18,8 +18,11 @@ impl Vectors {
     }
 
     pub(crate) fn highest(&self) -> Option<u8> {
-        self.0.iter().enumerate().rev().find(|(_, word)| **word != 0).map(|(i, word)| {
-            (i as u32 * 32 + 31 - word.leading_zeros()) as u8
-        })
+        self.0
+            .iter()
+            .enumerate()
+            .rev()
+            .find(|(_, word)| **word != 0)
+            .map(|(i, word)| (i as u32 * 32 + 31 - word.leading_zeros()) as u8)
     }
 }

@@ -35,9 +35,8 @@ impl Run<'_> {
         use Mnemonic as M;
         match ins.mnemonic() {
             M::Mov => {
-                let plain = (0..2).all(|k| {
-                    ins.op_kind(k) != OpKind::Register || ins.op_register(k).is_gpr()
-                });
+                let plain = (0..2)
+                    .all(|k| ins.op_kind(k) != OpKind::Register || ins.op_register(k).is_gpr());
                 if !plain {
                     return Err(UD);
                 }
@@ -122,7 +121,15 @@ impl Run<'_> {
         let write = ins.mnemonic() != Mnemonic::Bt;
         let at = if ins.op0_kind() == OpKind::Memory && in_register {
             let steps = (sign_extend(index, size) as i64).div_euclid(bits as i64);
-            Some(self.address(ins).wrapping_add((steps as u64).wrapping_mul(size as u64)))
+            let beyond = (steps as u64).wrapping_mul(size as u64);
+            let narrow = ins.memory_base().is_gpr32() || ins.memory_index().is_gpr32();
+            Some(if narrow {
+                // The offset wraps at 32 bits, the bits' distance included.
+                let offset = self.offset(ins).wrapping_add(beyond) & 0xffff_ffff;
+                offset.wrapping_add(self.segment_base(ins.memory_segment()))
+            } else {
+                self.address(ins).wrapping_add(beyond)
+            })
         } else {
             None
         };
@@ -160,7 +167,9 @@ impl Run<'_> {
         self.read_bytes(at, bytes)?;
         let halves = |bytes: &[u8]| {
             let word = |from: &[u8]| {
-                from.iter().rev().fold(0u64, |value, byte| value << 8 | u64::from(*byte))
+                from.iter()
+                    .rev()
+                    .fold(0u64, |value, byte| value << 8 | u64::from(*byte))
             };
             (word(&bytes[..half]), word(&bytes[half..]))
         };

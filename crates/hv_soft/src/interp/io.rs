@@ -54,7 +54,11 @@ impl Run<'_> {
             return Ok(Flow::Next);
         }
         let down = self.context.rflags & rflags::DF != 0;
-        let step = if down { (size as u64).wrapping_neg() } else { size as u64 };
+        let step = if down {
+            (size as u64).wrapping_neg()
+        } else {
+            size as u64
+        };
         // One element a turn: interrupts come between.
         if input {
             let to = self.context.gpr[RDI];
@@ -74,7 +78,11 @@ impl Run<'_> {
             return Ok(Flow::Next);
         }
         self.context.gpr[RCX] = self.context.gpr[RCX].wrapping_sub(1);
-        Ok(if self.context.gpr[RCX] == 0 { Flow::Next } else { Flow::Jumped })
+        Ok(if self.context.gpr[RCX] == 0 {
+            Flow::Next
+        } else {
+            Flow::Jumped
+        })
     }
 
     /// IOPL, or the permission bitmap of the task (SDM vol. 1, §19.5.2).
@@ -96,7 +104,11 @@ impl Run<'_> {
         let mut bits = [0; 2];
         self.read_memory(tr.base.wrapping_add(u64::from(byte)), &mut bits, false)?;
         let wanted = ((1u16 << size) - 1) << (port % 8);
-        if u16::from_le_bytes(bits) & wanted == 0 { Ok(()) } else { Err(GP) }
+        if u16::from_le_bytes(bits) & wanted == 0 {
+            Ok(())
+        } else {
+            Err(GP)
+        }
     }
 
     fn port_read(&mut self, port: u16, size: usize) -> u64 {
@@ -113,4 +125,3 @@ impl Run<'_> {
         Stay::outside(|| io.pio_write(port, &value.to_le_bytes()[..size.min(4)]));
     }
 }
-

@@ -42,23 +42,82 @@ impl Run<'_> {
             return Err(UD);
         }
         match ins.mnemonic() {
-            M::Movsb | M::Movsw | M::Movsq | M::Stosb | M::Stosw | M::Stosd | M::Stosq | M::Lodsb
-            | M::Lodsw | M::Lodsd | M::Lodsq | M::Scasb | M::Scasw | M::Scasd | M::Scasq | M::Cmpsb
-            | M::Cmpsw | M::Cmpsq => self.string(ins),
+            M::Movsb
+            | M::Movsw
+            | M::Movsq
+            | M::Stosb
+            | M::Stosw
+            | M::Stosd
+            | M::Stosq
+            | M::Lodsb
+            | M::Lodsw
+            | M::Lodsd
+            | M::Lodsq
+            | M::Scasb
+            | M::Scasw
+            | M::Scasd
+            | M::Scasq
+            | M::Cmpsb
+            | M::Cmpsw
+            | M::Cmpsq => self.string(ins),
             M::Movsd | M::Cmpsd if ins.is_string_instruction() => self.string(ins),
             M::In | M::Out | M::Insb | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd => {
                 self.port(ins)
             }
-            M::Push | M::Pop | M::Pushfq | M::Pushf | M::Popfq | M::Popf | M::Call | M::Ret | M::Retf
-            | M::Leave | M::Enter | M::Jmp | M::Iretq | M::Loop | M::Loope | M::Loopne | M::Jrcxz
+            M::Push
+            | M::Pop
+            | M::Pushfq
+            | M::Pushf
+            | M::Popfq
+            | M::Popf
+            | M::Call
+            | M::Ret
+            | M::Retf
+            | M::Leave
+            | M::Enter
+            | M::Jmp
+            | M::Iretq
+            | M::Loop
+            | M::Loope
+            | M::Loopne
+            | M::Jrcxz
             | M::Jecxz => self.stack_or_jump(ins),
-            M::Syscall | M::Sysretq | M::Sysret | M::Int3 | M::Int | M::Int1 => self.system_call(ins),
-            M::Lgdt | M::Lidt | M::Sgdt | M::Sidt | M::Ltr | M::Lldt | M::Str | M::Sldt | M::Lsl
-            | M::Lar | M::Verr | M::Verw | M::Lfs | M::Lgs | M::Lss => self.segment(ins),
+            M::Syscall | M::Sysretq | M::Sysret | M::Int3 | M::Int | M::Int1 => {
+                self.system_call(ins)
+            }
+            M::Lgdt
+            | M::Lidt
+            | M::Sgdt
+            | M::Sidt
+            | M::Ltr
+            | M::Lldt
+            | M::Str
+            | M::Sldt
+            | M::Lsl
+            | M::Lar
+            | M::Verr
+            | M::Verw
+            | M::Lfs
+            | M::Lgs
+            | M::Lss => self.segment(ins),
             M::Mov if touches_segment(ins) => self.segment(ins),
             M::Mov if touches_control(ins) => self.move_control(ins),
-            M::Mov | M::Movzx | M::Movsx | M::Movsxd | M::Movbe | M::Bt | M::Bts | M::Btr | M::Btc
-            | M::Lea | M::Xlatb | M::Xchg | M::Cmpxchg | M::Cmpxchg8b | M::Cmpxchg16b | M::Sahf
+            M::Mov
+            | M::Movzx
+            | M::Movsx
+            | M::Movsxd
+            | M::Movbe
+            | M::Bt
+            | M::Bts
+            | M::Btr
+            | M::Btc
+            | M::Lea
+            | M::Xlatb
+            | M::Xchg
+            | M::Cmpxchg
+            | M::Cmpxchg8b
+            | M::Cmpxchg16b
+            | M::Sahf
             | M::Lahf => self.data(ins),
             _ => self.system(ins),
         }
@@ -69,7 +128,9 @@ impl Run<'_> {
         if let Some(high) = high_byte(register) {
             return self.context.gpr[high] >> 8 & 0xff;
         }
-        let Some(number) = number(register) else { return 0 };
+        let Some(number) = number(register) else {
+            return 0;
+        };
         let value = self.context.gpr[number];
         match register.size() {
             1 => value & 0xff,
@@ -86,7 +147,9 @@ impl Run<'_> {
             *slot = *slot & !0xff00 | (value & 0xff) << 8;
             return;
         }
-        let Some(number) = number(register) else { return };
+        let Some(number) = number(register) else {
+            return;
+        };
         let slot = &mut self.context.gpr[number];
         *slot = match register.size() {
             1 => *slot & !0xff | value & 0xff,
@@ -110,12 +173,17 @@ impl Run<'_> {
             let scale = u64::from(ins.memory_index_scale());
             at = at.wrapping_add(self.register(index).wrapping_mul(scale));
         }
-        if base.is_gpr32() || index.is_gpr32() { at & 0xffff_ffff } else { at }
+        if base.is_gpr32() || index.is_gpr32() {
+            at & 0xffff_ffff
+        } else {
+            at
+        }
     }
 
     /// Linear address of the memory operand.
     pub(crate) fn address(&self, ins: &Instruction) -> u64 {
-        self.offset(ins).wrapping_add(self.segment_base(ins.memory_segment()))
+        self.offset(ins)
+            .wrapping_add(self.segment_base(ins.memory_segment()))
     }
 
     /// Base of a segment: only FS and GS have one in 64-bit mode.
@@ -141,14 +209,21 @@ impl Run<'_> {
     }
 
     /// Writes operand `k`.
-    pub(crate) fn set_operand(&mut self, ins: &Instruction, k: u32, size: usize, value: u64) -> Result<(), Fault> {
+    pub(crate) fn set_operand(
+        &mut self,
+        ins: &Instruction,
+        k: u32,
+        size: usize,
+        value: u64,
+    ) -> Result<(), Fault> {
         if ins.op_kind(k) == OpKind::Register {
             self.set_register(ins.op_register(k), value);
             return Ok(());
         }
         let at = self.address(ins);
         let stack = on_stack(ins);
-        self.store(at, size, value).map_err(|fault| fault.on_stack(stack))
+        self.store(at, size, value)
+            .map_err(|fault| fault.on_stack(stack))
     }
 }
 
@@ -159,15 +234,30 @@ pub(crate) fn prefers(ins: &Instruction) -> bool {
     use Mnemonic as M;
     match ins.mnemonic() {
         M::Mov | M::Movzx | M::Movsx | M::Movsxd => !touches_segment(ins) && !touches_control(ins),
-        M::Push | M::Pop | M::Pushfq | M::Popfq | M::Call | M::Ret | M::Leave | M::Enter | M::Jmp
-        | M::Cmpxchg8b | M::Cmpxchg16b | M::Bt | M::Bts | M::Btr | M::Btc => true,
+        M::Push
+        | M::Pop
+        | M::Pushfq
+        | M::Popfq
+        | M::Call
+        | M::Ret
+        | M::Leave
+        | M::Enter
+        | M::Jmp
+        | M::Cmpxchg8b
+        | M::Cmpxchg16b
+        | M::Bt
+        | M::Bts
+        | M::Btr
+        | M::Btc => true,
         _ => ins.is_string_instruction(),
     }
 }
 
 fn on_stack(ins: &Instruction) -> bool {
-    matches!(ins.memory_base(), Register::RSP | Register::RBP | Register::ESP | Register::EBP)
-        && matches!(ins.memory_segment(), Register::SS)
+    matches!(
+        ins.memory_base(),
+        Register::RSP | Register::RBP | Register::ESP | Register::EBP
+    ) && matches!(ins.memory_segment(), Register::SS)
 }
 
 fn touches_segment(ins: &Instruction) -> bool {
@@ -192,5 +282,7 @@ fn high_byte(register: Register) -> Option<usize> {
 }
 
 fn number(register: Register) -> Option<usize> {
-    register.is_gpr().then(|| register.full_register() as usize - Register::RAX as usize)
+    register
+        .is_gpr()
+        .then(|| register.full_register() as usize - Register::RAX as usize)
 }

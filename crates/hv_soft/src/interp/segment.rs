@@ -24,7 +24,10 @@ impl Cpu {
             if stack && (self.regs.cpl == 3 || rpl != self.regs.cpl) {
                 return Err(GP);
             }
-            Segment { selector, ..Segment::default() }
+            Segment {
+                selector,
+                ..Segment::default()
+            }
         } else {
             let Some(found) = self.descriptor(selector)? else {
                 return Err(selector_fault(vector::GP, selector));
@@ -66,7 +69,9 @@ impl Cpu {
         if found.rights() & descriptor::ACCESSED != 0 {
             return Ok(());
         }
-        let Some(at) = self.descriptor_address(selector, 8) else { return Ok(()) };
+        let Some(at) = self.descriptor_address(selector, 8) else {
+            return Ok(());
+        };
         let rights = (found.0 >> 40) as u8 | 1;
         self.store_system(at.wrapping_add(5), &[rights])
     }
@@ -83,7 +88,11 @@ impl Cpu {
         let rights = found.rights();
         let long = descriptor::NOT_SYSTEM | descriptor::CODE | descriptor::LONG;
         let conforming = rights & descriptor::CONFORMING != 0;
-        let privilege = if conforming { found.dpl() <= cpl } else { found.dpl() == cpl };
+        let privilege = if conforming {
+            found.dpl() <= cpl
+        } else {
+            found.dpl() == cpl
+        };
         if rights & (long | descriptor::BIG) != long || !privilege {
             return Err(selector_fault(vector::GP, selector));
         }
@@ -98,7 +107,9 @@ impl Cpu {
         if selector & 4 != 0 {
             return Err(bad);
         }
-        let Some(at) = self.descriptor_address(selector, 16) else { return Err(bad) };
+        let Some(at) = self.descriptor_address(selector, 16) else {
+            return Err(bad);
+        };
         let found = Descriptor(self.load_system(at)?);
         let upper = self.load_system(at.wrapping_add(8))?;
         if found.rights() & descriptor::NOT_SYSTEM != 0 || found.kind() != kind {
@@ -141,7 +152,11 @@ impl Run<'_> {
                 }
             }
             M::Sgdt | M::Sidt => {
-                let table = if ins.mnemonic() == M::Sgdt { self.regs.gdt } else { self.regs.idt };
+                let table = if ins.mnemonic() == M::Sgdt {
+                    self.regs.gdt
+                } else {
+                    self.regs.idt
+                };
                 let mut image = [0; 10];
                 image[..2].copy_from_slice(&table.limit.to_le_bytes());
                 image[2..].copy_from_slice(&table.base.to_le_bytes());
@@ -160,7 +175,10 @@ impl Run<'_> {
                 self.privileged()?;
                 let selector = self.operand(ins, 0, 2)? as u16;
                 self.regs.ldtr = if selector & !3 == 0 {
-                    Segment { selector, ..Segment::default() }
+                    Segment {
+                        selector,
+                        ..Segment::default()
+                    }
                 } else {
                     self.load_system_segment(selector, descriptor::TYPE_LDT)?
                 };
@@ -235,11 +253,18 @@ impl Run<'_> {
         let limit = ins.mnemonic() == Mnemonic::Lsl;
         let found = self.visible(selector)?.filter(|found| {
             found.rights() & descriptor::NOT_SYSTEM != 0
-                || matches!(found.kind(), descriptor::TYPE_LDT | descriptor::TYPE_TSS | descriptor::TYPE_TSS_BUSY)
+                || matches!(
+                    found.kind(),
+                    descriptor::TYPE_LDT | descriptor::TYPE_TSS | descriptor::TYPE_TSS_BUSY
+                )
                 || (!limit && found.kind() == 12)
         });
         if let Some(found) = found {
-            let value = if limit { u64::from(found.limit()) } else { found.0 >> 32 & 0x00f0_ff00 };
+            let value = if limit {
+                u64::from(found.limit())
+            } else {
+                found.0 >> 32 & 0x00f0_ff00
+            };
             self.set_register(ins.op0_register(), value);
         }
         self.set_zero_flag(found.is_some());

@@ -41,7 +41,9 @@ impl Run<'_> {
             M::Leave => {
                 let frame = self.context.gpr[RBP];
                 let size = width(ins);
-                let value = self.load(frame, size).map_err(|fault| fault.on_stack(true))?;
+                let value = self
+                    .load(frame, size)
+                    .map_err(|fault| fault.on_stack(true))?;
                 self.context.gpr[RSP] = frame.wrapping_add(size as u64);
                 self.set_base_pointer(value, size);
             }
@@ -50,7 +52,11 @@ impl Run<'_> {
             M::Ret => {
                 let to = self.stack_load(0, 8)?;
                 jump_target(to)?;
-                let extra = if ins.op_count() > 0 { u64::from(ins.immediate16()) } else { 0 };
+                let extra = if ins.op_count() > 0 {
+                    u64::from(ins.immediate16())
+                } else {
+                    0
+                };
                 self.context.gpr[RSP] = self.context.gpr[RSP].wrapping_add(8 + extra);
                 self.context.rip = to;
                 return Ok(Flow::Jumped);
@@ -96,11 +102,19 @@ impl Run<'_> {
 
     fn count(&self, ins: &Instruction) -> u64 {
         let count = self.context.gpr[RCX];
-        if Self::narrow_count(ins) { count & 0xffff_ffff } else { count }
+        if Self::narrow_count(ins) {
+            count & 0xffff_ffff
+        } else {
+            count
+        }
     }
 
     fn set_count(&mut self, ins: &Instruction, count: u64) {
-        self.context.gpr[RCX] = if Self::narrow_count(ins) { count & 0xffff_ffff } else { count };
+        self.context.gpr[RCX] = if Self::narrow_count(ins) {
+            count & 0xffff_ffff
+        } else {
+            count
+        };
     }
 
     /// Loads from the stack, `offset` bytes above RSP.
@@ -111,7 +125,8 @@ impl Run<'_> {
 
     fn push(&mut self, value: u64, size: usize) -> Result<(), Fault> {
         let at = self.context.gpr[RSP].wrapping_sub(size as u64);
-        self.store(at, size, value).map_err(|fault| fault.on_stack(true))?;
+        self.store(at, size, value)
+            .map_err(|fault| fault.on_stack(true))?;
         self.context.gpr[RSP] = at;
         Ok(())
     }
@@ -145,7 +160,11 @@ impl Run<'_> {
 
     fn set_base_pointer(&mut self, value: u64, size: usize) {
         let slot = &mut self.context.gpr[RBP];
-        *slot = if size == 2 { *slot & !0xffff | value & 0xffff } else { value };
+        *slot = if size == 2 {
+            *slot & !0xffff | value & 0xffff
+        } else {
+            value
+        };
     }
 
     /// ENTER without nesting, which no 64-bit compiler emits.
@@ -184,7 +203,12 @@ impl Run<'_> {
         use iced_x86::Code as C;
         let far = matches!(
             ins.code(),
-            C::Jmp_m1616 | C::Jmp_m1632 | C::Jmp_m1664 | C::Call_m1616 | C::Call_m1632 | C::Call_m1664
+            C::Jmp_m1616
+                | C::Jmp_m1632
+                | C::Jmp_m1664
+                | C::Call_m1616
+                | C::Call_m1632
+                | C::Call_m1664
         );
         if far {
             return self.far_transfer(ins);
@@ -231,7 +255,11 @@ impl Run<'_> {
             C::Retfd | C::Retfd_imm16 => 4,
             _ => 2,
         };
-        let extra = if ins.op_count() > 0 { u64::from(ins.immediate16()) } else { 0 };
+        let extra = if ins.op_count() > 0 {
+            u64::from(ins.immediate16())
+        } else {
+            0
+        };
         let rip = self.stack_load(0, size as usize)?;
         let selector = self.stack_load(size, size as usize)? as u16;
         let rpl = (selector & 3) as u8;
@@ -296,7 +324,10 @@ impl Run<'_> {
             if cpl == 3 || (stack & 3) as u8 != cpl {
                 return Err(GP);
             }
-            self.regs.segments[VcpuState::SS] = Segment { selector: stack, ..Segment::default() };
+            self.regs.segments[VcpuState::SS] = Segment {
+                selector: stack,
+                ..Segment::default()
+            };
             self.set_cpl(cpl);
         } else {
             self.set_cpl(cpl);
@@ -324,8 +355,19 @@ impl Run<'_> {
 fn width(ins: &Instruction) -> usize {
     use iced_x86::Code as C;
     match ins.code() {
-        C::Pushfw | C::Popfw | C::Leavew | C::Enterw_imm16_imm8 | C::Push_r16 | C::Pop_r16 | C::Push_rm16
-        | C::Pop_rm16 | C::Push_imm16 | C::Pushw_imm8 | C::Pushw_FS | C::Pushw_GS | C::Popw_FS
+        C::Pushfw
+        | C::Popfw
+        | C::Leavew
+        | C::Enterw_imm16_imm8
+        | C::Push_r16
+        | C::Pop_r16
+        | C::Push_rm16
+        | C::Pop_rm16
+        | C::Push_imm16
+        | C::Pushw_imm8
+        | C::Pushw_FS
+        | C::Pushw_GS
+        | C::Popw_FS
         | C::Popw_GS => 2,
         _ => 8,
     }
@@ -333,5 +375,9 @@ fn width(ins: &Instruction) -> usize {
 
 /// #GP(0) unless canonical.
 pub(super) fn jump_target(target: u64) -> Result<u64, Fault> {
-    if paging::is_canonical(target) { Ok(target) } else { Err(GP) }
+    if paging::is_canonical(target) {
+        Ok(target)
+    } else {
+        Err(GP)
+    }
 }

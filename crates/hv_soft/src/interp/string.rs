@@ -114,7 +114,14 @@ impl Run<'_> {
 
     /// As many elements as stay within a page on both sides, in ordinary memory;
     /// 0 when not even one does.
-    fn string_run(&mut self, shape: Shape, to: u64, from: u64, count: u64, size: u64) -> Result<u64, Fault> {
+    fn string_run(
+        &mut self,
+        shape: Shape,
+        to: u64,
+        from: u64,
+        count: u64,
+        size: u64,
+    ) -> Result<u64, Fault> {
         let user = self.user();
         let room = |at: u64| 4096 - (at & 0xfff);
         let mut bytes = room(to);
@@ -126,12 +133,20 @@ impl Run<'_> {
             return Ok(0);
         }
         // The load of the first element comes first, and so does its fault.
-        let source = if shape == Shape::Move { Some(self.place(from, false, user)?) } else { None };
-        let Place::Memory(target) = self.place(to, true, user)? else { return Ok(0) };
+        let source = if shape == Shape::Move {
+            Some(self.place(from, false, user)?)
+        } else {
+            None
+        };
+        let Place::Memory(target) = self.place(to, true, user)? else {
+            return Ok(0);
+        };
         let done = match source {
             Some(Place::Memory(source)) => self.ram.copy_up(target, source, elements, size),
             Some(_) => false,
-            None => self.ram.fill_up(target, elements, size, self.context.gpr[RAX]),
+            None => self
+                .ram
+                .fill_up(target, elements, size, self.context.gpr[RAX]),
         };
         Ok(if done { elements } else { 0 })
     }
@@ -149,7 +164,10 @@ fn accumulator(size: u64) -> Register {
 fn has_address32(ins: &Instruction) -> bool {
     use iced_x86::OpKind as K;
     (0..ins.op_count()).any(|k| {
-        matches!(ins.op_kind(k), K::MemorySegESI | K::MemorySegEDI | K::MemoryESEDI)
+        matches!(
+            ins.op_kind(k),
+            K::MemorySegESI | K::MemorySegEDI | K::MemoryESEDI
+        )
     })
 }
 
@@ -176,7 +194,10 @@ mod tests {
     #[test]
     fn flags_of_a_comparison_are_those_of_the_manual() {
         assert_eq!(compare(5, 5, 1), rflags::ZF | rflags::PF);
-        assert_eq!(compare(0, 1, 8), rflags::CF | rflags::SF | rflags::AF | rflags::PF);
+        assert_eq!(
+            compare(0, 1, 8),
+            rflags::CF | rflags::SF | rflags::AF | rflags::PF
+        );
         assert_eq!(compare(0x80, 1, 1), rflags::OF | rflags::AF);
         assert_eq!(compare(0x1_0000, 0, 2), rflags::ZF | rflags::PF);
     }

@@ -78,8 +78,11 @@ impl Run<'_> {
                     _ => vector::DB,
                 };
                 self.context.rip = ins.next_ip();
-                let source =
-                    if ins.mnemonic() == M::Int1 { Source::Hardware } else { Source::Software };
+                let source = if ins.mnemonic() == M::Int1 {
+                    Source::Hardware
+                } else {
+                    Source::Software
+                };
                 if let Err(fault) = self.deliver(number, None, source) {
                     self.context.rip = ins.ip();
                     return Err(fault);
@@ -95,7 +98,12 @@ impl Run<'_> {
         let common = rights::PRESENT | rights::NOT_SYSTEM | rights::PAGES | u16::from(cpl) << 5;
         let code = common | rights::CODE | rights::READ_WRITE | rights::ACCESSED | rights::LONG;
         let data = common | rights::READ_WRITE | rights::ACCESSED | rights::BIG;
-        let flat = |selector, rights| Segment { selector, base: 0, limit: !0, rights };
+        let flat = |selector, rights| Segment {
+            selector,
+            base: 0,
+            limit: !0,
+            rights,
+        };
         self.regs.segments[VcpuState::CS] = flat(cs, code);
         self.regs.segments[VcpuState::SS] = flat(ss, data);
         self.set_cpl(cpl);
@@ -208,7 +216,11 @@ impl Run<'_> {
 
     fn sti_allowed(&self) -> Result<(), Fault> {
         let iopl = (self.context.rflags_high & rflags::IOPL) >> 12;
-        if u64::from(self.regs.cpl) <= iopl { Ok(()) } else { Err(GP) }
+        if u64::from(self.regs.cpl) <= iopl {
+            Ok(())
+        } else {
+            Err(GP)
+        }
     }
 
     /// MOV to and from control and debug registers.
@@ -327,9 +339,17 @@ impl Run<'_> {
 impl crate::cpu::Cpu {
     /// The XMM registers of an FXSAVE image.
     pub(crate) fn load_xmm(&mut self, image: &Fpu) {
-        for (register, bytes) in self.context.xmm.iter_mut().zip(image.0[160..416].chunks_exact(16)) {
+        for (register, bytes) in self
+            .context
+            .xmm
+            .iter_mut()
+            .zip(image.0[160..416].chunks_exact(16))
+        {
             for (half, bytes) in register.iter_mut().zip(bytes.chunks_exact(8)) {
-                *half = bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
+                *half = bytes
+                    .iter()
+                    .rev()
+                    .fold(0, |value, byte| value << 8 | u64::from(*byte));
             }
         }
     }

@@ -26,7 +26,11 @@ pub(crate) enum Place {
 
 impl Cpu {
     pub(crate) fn paging(&self) -> Paging {
-        Paging { cr0: self.regs.cr0, cr3: self.regs.cr3, efer: self.regs.efer }
+        Paging {
+            cr0: self.regs.cr0,
+            cr3: self.regs.cr3,
+            efer: self.regs.efer,
+        }
     }
 
     pub(crate) fn walk(&mut self, va: u64, access: Access, user: bool) -> Result<Walked, Fault> {
@@ -39,9 +43,15 @@ impl Cpu {
     pub(crate) fn place(&mut self, va: u64, write: bool, user: bool) -> Result<Place, Fault> {
         let index = tlb_index(va);
         let tlb = &self.context.tlb[usize::from(user)];
-        let tag = if write { tlb.write_tag[index] } else { tlb.read_tag[index] };
+        let tag = if write {
+            tlb.write_tag[index]
+        } else {
+            tlb.read_tag[index]
+        };
         if tag == va & !0xfff {
-            return Ok(Place::Memory(tlb.host[index].wrapping_sub(self.ram.host(0)) | va & 0xfff));
+            return Ok(Place::Memory(
+                tlb.host[index].wrapping_sub(self.ram.host(0)) | va & 0xfff,
+            ));
         }
         self.place_slowly(va, write, user)
     }
@@ -74,7 +84,12 @@ impl Cpu {
     }
 
     /// Reads; what is not memory reads as ones.
-    pub(crate) fn read_memory(&mut self, va: u64, into: &mut [u8], user: bool) -> Result<(), Fault> {
+    pub(crate) fn read_memory(
+        &mut self,
+        va: u64,
+        into: &mut [u8],
+        user: bool,
+    ) -> Result<(), Fault> {
         for (va, piece) in pages_mut(va, into) {
             match self.place(va, false, user)? {
                 Place::Memory(pa) | Place::Code(pa) => {
@@ -180,12 +195,18 @@ impl Run<'_> {
             self.stats.mmio += 1;
             if self.apic.answers(at) {
                 let value = self.apic_read(at);
-                for (byte, from) in piece.iter_mut().zip(value.to_le_bytes().into_iter().chain([0; 4])) {
+                for (byte, from) in piece
+                    .iter_mut()
+                    .zip(value.to_le_bytes().into_iter().chain([0; 4]))
+                {
                     *byte = from;
                 }
             } else if at & !0xfff == ioapic::BASE {
                 let value = self.chips.ioapic().read(at);
-                for (byte, from) in piece.iter_mut().zip(value.to_le_bytes().into_iter().chain([0; 4])) {
+                for (byte, from) in piece
+                    .iter_mut()
+                    .zip(value.to_le_bytes().into_iter().chain([0; 4]))
+                {
                     *byte = from;
                 }
             } else {

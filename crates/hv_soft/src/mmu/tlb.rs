@@ -160,7 +160,11 @@ impl Cpu {
     /// Drops every jump cache entry.
     pub(crate) fn flush_jumps(&mut self) {
         for mode in MODES {
-            clear_chunks(&mut self.context.jumps[mode], &mut self.fills.used[mode], self.jump_miss);
+            clear_chunks(
+                &mut self.context.jumps[mode],
+                &mut self.fills.used[mode],
+                self.jump_miss,
+            );
             self.fills.local[mode].fill(0);
             self.fills.executed[mode].fill(0);
         }
@@ -191,7 +195,11 @@ impl Cpu {
                 }
             }
             clear_stack(tlb);
-            clear_chunks(&mut self.context.jumps[mode], &mut self.fills.local[mode], self.jump_miss);
+            clear_chunks(
+                &mut self.context.jumps[mode],
+                &mut self.fills.local[mode],
+                self.jump_miss,
+            );
         }
     }
 
@@ -220,7 +228,8 @@ impl Cpu {
                 for chunk in chunks {
                     let bit = 1 << (chunk % 64);
                     if self.fills.used[mode][chunk / 64] & bit != 0 {
-                        self.context.jumps[mode].code[chunk * CHUNK..][..CHUNK].fill(self.jump_miss);
+                        self.context.jumps[mode].code[chunk * CHUNK..][..CHUNK]
+                            .fill(self.jump_miss);
                         self.fills.used[mode][chunk / 64] &= !bit;
                         self.fills.local[mode][chunk / 64] &= !bit;
                     }
@@ -270,7 +279,9 @@ pub(crate) struct PageSet {
 
 impl PageSet {
     pub(crate) fn new(pages: usize) -> Self {
-        Self { words: vec![0; pages.div_ceil(64)] }
+        Self {
+            words: vec![0; pages.div_ceil(64)],
+        }
     }
 
     #[inline]
@@ -289,7 +300,9 @@ impl PageSet {
 
     #[inline]
     pub(crate) fn get(&self, page: u64) -> bool {
-        self.words.get((page / 64) as usize).is_some_and(|word| word >> (page % 64) & 1 != 0)
+        self.words
+            .get((page / 64) as usize)
+            .is_some_and(|word| word >> (page % 64) & 1 != 0)
     }
 
     /// Calls `f` for each page of the set, ascending, and empties it.

@@ -50,7 +50,13 @@ pub(crate) struct Walked {
 
 impl Paging {
     /// Walks the tables for one access at `va`.
-    pub(crate) fn walk(&self, ram: &Ram, va: u64, access: Access, user: bool) -> Result<Walked, Fault> {
+    pub(crate) fn walk(
+        &self,
+        ram: &Ram,
+        va: u64,
+        access: Access,
+        user: bool,
+    ) -> Result<Walked, Fault> {
         if !paging::is_canonical(va) {
             return Err(GP);
         }
@@ -65,7 +71,11 @@ impl Paging {
         if access == Access::Execute && no_execute {
             code |= paging::ERROR_FETCH;
         }
-        let reserved = if no_execute { RESERVED } else { RESERVED | paging::NO_EXECUTE };
+        let reserved = if no_execute {
+            RESERVED
+        } else {
+            RESERVED | paging::NO_EXECUTE
+        };
         let mut table = self.cr3 & paging::ADDRESS;
         let mut allowed = paging::WRITABLE | paging::USER;
         let mut executable = true;
@@ -74,7 +84,9 @@ impl Paging {
             let shift = 12 + 9 * (level - 1);
             let at = table + (va >> shift & 511) * 8;
             let absent = Err(Fault::Page(va, code));
-            let Some(slot) = ram.entry(at) else { return absent };
+            let Some(slot) = ram.entry(at) else {
+                return absent;
+            };
             let entry = slot.load(Ordering::Acquire);
             if entry & paging::PRESENT == 0 {
                 return absent;
@@ -87,7 +99,10 @@ impl Paging {
                 _ => 0,
             };
             if entry & (reserved | low) != 0 {
-                return Err(Fault::Page(va, code | paging::ERROR_PRESENT | paging::ERROR_RESERVED));
+                return Err(Fault::Page(
+                    va,
+                    code | paging::ERROR_PRESENT | paging::ERROR_RESERVED,
+                ));
             }
             allowed &= entry;
             executable &= !no_execute || entry & paging::NO_EXECUTE == 0;
@@ -106,7 +121,11 @@ impl Paging {
             if refused {
                 return Err(Fault::Page(va, code | paging::ERROR_PRESENT));
             }
-            let dirty = if access == Access::Write { paging::DIRTY } else { 0 };
+            let dirty = if access == Access::Write {
+                paging::DIRTY
+            } else {
+                0
+            };
             if !set_bits(slot, entry, paging::ACCESSED | dirty) {
                 continue;
             }

@@ -49,8 +49,11 @@ pub(crate) fn random(
     let spoils = info.info(&ins).used_registers().iter().any(|used| {
         let full = used.register().full_register();
         let written = !matches!(used.access(), OpAccess::Read | OpAccess::CondRead);
-        let moves_stack =
-            full == Register::RSP && code.op_code().is_instruction() && is_stack(code);
+        // POP RSP would lead anywhere.
+        let moves_stack = full == Register::RSP
+            && is_stack(code)
+            && (code != Code::Pop_r64 && code != Code::Pop_rm64
+                || ins.op0_register().full_register() != Register::RSP);
         full.is_gpr64()
             && written
             && !moves_stack

@@ -200,7 +200,7 @@ impl Generator {
                     DATA + 0x4ff0,
                     DATA + 0x5100,
                     DATA + 0x5ff0,
-                    0x8000_0000_0000,
+                    0x8000_0000_1000,
                 ];
                 gpr[usize::from(*pointer)] = self.random.pick(&bad);
             }
@@ -260,6 +260,10 @@ impl Generator {
                     draft.with2(Code::Mov_r64_rm64, Register::RBP, Register::RSP);
                     draft.push(Instruction::with(Code::Leaveq));
                 }
+            }
+            3 => {
+                draft.with1(Code::Push_r64, Register::RSP);
+                draft.with1(Code::Pop_r64, Register::RSP);
             }
             2 => draft.lea_rsp(if draft.depth > 0 { 8 } else { -8 }),
             _ => self.plain(draft),

@@ -102,9 +102,7 @@ pub struct Context {
     pub saved_rcx: u64,
     /// Addend of the open access group.
     pub group_addend: u64,
-    /// `stack_refill`: where to go on success.
-    pub refill_retry: u64,
-    /// `stack_refill`: where to go on failure.
+    /// `stack_refill`: where to go on failure; success is five bytes before.
     pub refill_fail: u64,
     /// `stack_refill`: the address meant.
     pub refill_va: u64,

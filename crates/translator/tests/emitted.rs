@@ -78,16 +78,16 @@ fn load_from_a_base_with_dead_flags_is_checked_by_xor_and_cmp() {
               17 mov r14, gs:[442000h]
               20 lea r14, [rbx+8]
               24 pext r15, r14, gs:[0B0h]
-              2f xor r14, gs:[r15*8+280h]
+              2f xor r14, gs:[r15*8+278h]
               38 cmp r14, 0FF8h
               3f ja 0000000000000065h
-              45 mov r14, gs:[r15*8+18280h]
+              45 mov r14, gs:[r15*8+18278h]
               4e mov rax, [rbx+r14+8]
               53 xor ecx, ecx
               55 jmp 0000000000000017h
               5a mov r15d, 64h
               60 jmp 0FFFFFFFFFFFFFF00h
-              65 xor r14, gs:[r15*8+280h]
+              65 xor r14, gs:[r15*8+278h]
               6e mov r15d, 65h
               74 jmp 0FFFFFFFFFFFFFF00h
             [Stale, Access { at: 0, size: 8, write: false, stack: false, retry: 32 }]
@@ -105,7 +105,7 @@ fn load_from_a_base_with_live_flags_touches_no_flag() {
               20 lea r14, [rbx+8]
               24 pext r15, r14, gs:[0B0h]
               2f mov gs:[0E8h], rcx
-              38 mov rcx, gs:[r15*8+280h]
+              38 mov rcx, gs:[r15*8+278h]
               41 not rcx
               44 lea r14, [r14+rcx+1]
               49 lea rcx, [r14+7]
@@ -113,14 +113,14 @@ fn load_from_a_base_with_live_flags_touches_no_flag() {
               58 jrcxz 000000000000005Fh
               5a jmp 000000000000008Fh
               5f mov rcx, gs:[0E8h]
-              68 mov r14, gs:[r15*8+18280h]
+              68 mov r14, gs:[r15*8+18278h]
               71 mov rax, [rbx+r14+8]
               76 setb al
               79 mov r15d, 64h
               7f jmp 0FFFFFFFFFFFFFF00h
               84 mov r15d, 65h
               8a jmp 0FFFFFFFFFFFFFF00h
-              8f mov rcx, gs:[r15*8+280h]
+              8f mov rcx, gs:[r15*8+278h]
               98 lea r14, [r14+rcx]
               9c mov rcx, gs:[0E8h]
               a5 mov r15d, 66h
@@ -141,10 +141,10 @@ fn prologue_shares_one_stack_check() {
         expect![[r#"
               17 mov r14, gs:[442000h]
               20 lea r14, [rsp-28h]
-              25 xor r14, gs:[20280h]
+              25 xor r14, gs:[20278h]
               2e cmp r14, 0FD8h
               35 ja 0000000000000090h
-              3b mov r14, gs:[20290h]
+              3b mov r14, gs:[20288h]
               44 mov [rsp+r14-8], rbp
               49 lea rsp, [rsp-8]
               4e mov rbp, rsp
@@ -159,7 +159,7 @@ fn prologue_shares_one_stack_check() {
               80 jmp 00000000000000B5h
               85 mov r15d, 64h
               8b jmp 0FFFFFFFFFFFFFF00h
-              90 xor r14, gs:[20280h]
+              90 xor r14, gs:[20278h]
               99 lea r15, [0AAh]
               a0 jmp 0FFFFFFFFFFFFFFA0h
               a5 jmp 0000000000000020h
@@ -180,11 +180,11 @@ fn epilogue_shares_one_stack_check() {
         expect![[r#"
               17 mov r14, gs:[442000h]
               20 lea r14, [rsp+8]
-              25 xor r14, gs:[20280h]
+              25 xor r14, gs:[20278h]
               2e cmp r14, 0FE0h
               35 ja 0000000000000094h
               3b add rsp, 8
-              3f mov r14, gs:[20290h]
+              3f mov r14, gs:[20288h]
               48 mov rbx, [rsp+r14]
               4c lea rsp, [rsp+8]
               51 mov r15, [rsp+r14]
@@ -195,10 +195,10 @@ fn epilogue_shares_one_stack_check() {
               6c mov r14, [rsp+r14]
               70 lea rsp, [rsp+8]
               75 pext r15, r14, gs:[0C0h]
-              80 jmp qword ptr gs:[r15*8+402C0h]
+              80 jmp qword ptr gs:[r15*8+402B8h]
               89 mov r15d, 64h
               8f jmp 0FFFFFFFFFFFFFF00h
-              94 xor r14, gs:[20280h]
+              94 xor r14, gs:[20278h]
               9d lea r15, [0AEh]
               a4 jmp 0FFFFFFFFFFFFFFA0h
               a9 jmp 0000000000000020h
@@ -221,10 +221,10 @@ fn fields_of_one_structure_share_one_check() {
               17 mov r14, gs:[442000h]
               20 lea r14, [rbx]
               23 pext r15, r14, gs:[0B0h]
-              2e xor r14, gs:[r15*8+8280h]
+              2e xor r14, gs:[r15*8+8278h]
               37 cmp r14, 0FE8h
               3e ja 0000000000000085h
-              44 mov r15, gs:[r15*8+18280h]
+              44 mov r15, gs:[r15*8+18278h]
               4d mov gs:[0F0h], r15
               56 mov rax, [rbx+r15]
               5a mov rcx, [rbx+r15+8]
@@ -235,7 +235,7 @@ fn fields_of_one_structure_share_one_check() {
               75 jmp 0FFFFFFFFFFFFFF00h
               7a mov r15d, 65h
               80 jmp 0FFFFFFFFFFFFFF00h
-              85 xor r14, gs:[r15*8+8280h]
+              85 xor r14, gs:[r15*8+8278h]
               8e mov r15d, 66h
               94 jmp 0FFFFFFFFFFFFFF00h
             [Interpret { at: 13 }, Stale, Group { at: 0, len: 24, write: true, stack: false, retry: 32, patch: 142 }]
@@ -249,27 +249,27 @@ fn single_push_with_dead_flags_asks_the_stack_slot() {
     check(
         &[0x50, 0x31, 0xc0, 0x0f, 0x0b],
         expect![[r#"
-          17 mov r14, gs:[442000h]
-          20 lea r14, [rsp-8]
-          25 xor r14, gs:[20280h]
-          2e cmp r14, 0FF8h
-          35 ja 0000000000000066h
-          3b mov r14, gs:[20290h]
-          44 mov [rsp+r14-8], rax
-          49 lea rsp, [rsp-8]
-          4e xor eax, eax
-          50 mov r15d, 64h
-          56 jmp 0FFFFFFFFFFFFFF00h
-          5b mov r15d, 65h
-          61 jmp 0FFFFFFFFFFFFFF00h
-          66 xor r14, gs:[20280h]
-          6f lea r15, [80h]
-          76 jmp 0FFFFFFFFFFFFFFA0h
-          7b jmp 0000000000000020h
-          80 mov r15d, 66h
-          86 jmp 0FFFFFFFFFFFFFF00h
-        [Interpret { at: 3 }, Stale, Access { at: 0, size: 8, write: true, stack: true, retry: 32 }]
-    "#]],
+              17 mov r14, gs:[442000h]
+              20 lea r14, [rsp-8]
+              25 xor r14, gs:[20278h]
+              2e cmp r14, 0FF8h
+              35 ja 0000000000000066h
+              3b mov r14, gs:[20288h]
+              44 mov [rsp+r14-8], rax
+              49 lea rsp, [rsp-8]
+              4e xor eax, eax
+              50 mov r15d, 64h
+              56 jmp 0FFFFFFFFFFFFFF00h
+              5b mov r15d, 65h
+              61 jmp 0FFFFFFFFFFFFFF00h
+              66 xor r14, gs:[20278h]
+              6f lea r15, [80h]
+              76 jmp 0FFFFFFFFFFFFFFA0h
+              7b jmp 0000000000000020h
+              80 mov r15d, 66h
+              86 jmp 0FFFFFFFFFFFFFF00h
+            [Interpret { at: 3 }, Stale, Access { at: 0, size: 8, write: true, stack: true, retry: 32 }]
+        "#]],
     );
 }
 
@@ -280,9 +280,9 @@ fn constant_address_needs_no_index() {
         &[0x8b, 0x05, 0x00, 0x00, 0x01, 0x00, 0x31, 0xc9, 0x0f, 0x0b],
         expect![[r#"
               17 mov r14, gs:[442000h]
-              20 cmp qword ptr gs:[300h], 0FFFFFFFF81010000h
+              20 cmp qword ptr gs:[2F8h], 0FFFFFFFF81010000h
               2d jne 000000000000005Bh
-              33 mov r14, gs:[10300h]
+              33 mov r14, gs:[102F8h]
               3c mov eax, [r14+106h]
               43 xor ecx, ecx
               45 mov r15d, 64h
@@ -307,12 +307,12 @@ fn constant_address_with_live_flags() {
         expect![[r#"
               17 mov r14, gs:[442000h]
               20 mov gs:[0E8h], rcx
-              29 mov rcx, gs:[300h]
+              29 mov rcx, gs:[2F8h]
               32 lea rcx, [rcx+7EFF0000h]
               39 jrcxz 0000000000000040h
               3b jmp 0000000000000072h
               40 mov rcx, gs:[0E8h]
-              49 mov r14, gs:[10300h]
+              49 mov r14, gs:[102F8h]
               52 mov eax, [r14+106h]
               59 setb al
               5c mov r15d, 64h
@@ -337,20 +337,20 @@ fn percpu_access_adds_the_gs_base() {
         ],
         expect![[r#"
               17 mov r14, gs:[442000h]
-              20 mov r14, gs:[120h]
+              20 mov r14, gs:[118h]
               29 lea r14, [r14+1234h]
               30 pext r15, r14, gs:[0B0h]
-              3b xor r14, gs:[r15*8+280h]
+              3b xor r14, gs:[r15*8+278h]
               44 cmp r14, 0FF8h
               4b ja 0000000000000075h
-              51 add r14, gs:[r15*8+10280h]
+              51 add r14, gs:[r15*8+10278h]
               5a mov rax, [r14]
               5d xor ecx, ecx
               5f mov r15d, 64h
               65 jmp 0FFFFFFFFFFFFFF00h
               6a mov r15d, 65h
               70 jmp 0FFFFFFFFFFFFFF00h
-              75 xor r14, gs:[r15*8+280h]
+              75 xor r14, gs:[r15*8+278h]
               7e mov r15d, 66h
               84 jmp 0FFFFFFFFFFFFFF00h
             [Interpret { at: 11 }, Stale, Access { at: 0, size: 8, write: false, stack: false, retry: 32 }]
@@ -384,25 +384,25 @@ fn guest_r14_as_base_and_r15_as_operand() {
     check(
         &[0x45, 0x31, 0x7e, 0x04, 0x0f, 0x0b],
         expect![[r#"
-          17 mov r14, gs:[442000h]
-          20 mov r14, gs:[70h]
-          29 lea r14, [r14+4]
-          2d pext r15, r14, gs:[0B0h]
-          38 xor r14, gs:[r15*8+8280h]
-          41 cmp r14, 0FFCh
-          48 ja 0000000000000079h
-          4e add r14, gs:[r15*8+10280h]
-          57 mov r15, gs:[78h]
-          60 xor [r14], r15d
-          63 mov r15d, 64h
-          69 jmp 0FFFFFFFFFFFFFF00h
-          6e mov r15d, 65h
-          74 jmp 0FFFFFFFFFFFFFF00h
-          79 xor r14, gs:[r15*8+8280h]
-          82 mov r15d, 66h
-          88 jmp 0FFFFFFFFFFFFFF00h
-        [Interpret { at: 4 }, Stale, Access { at: 0, size: 4, write: true, stack: false, retry: 32 }]
-    "#]],
+              17 mov r14, gs:[442000h]
+              20 mov r14, gs:[70h]
+              29 lea r14, [r14+4]
+              2d pext r15, r14, gs:[0B0h]
+              38 xor r14, gs:[r15*8+8278h]
+              41 cmp r14, 0FFCh
+              48 ja 0000000000000079h
+              4e add r14, gs:[r15*8+10278h]
+              57 mov r15, gs:[78h]
+              60 xor [r14], r15d
+              63 mov r15d, 64h
+              69 jmp 0FFFFFFFFFFFFFF00h
+              6e mov r15d, 65h
+              74 jmp 0FFFFFFFFFFFFFF00h
+              79 xor r14, gs:[r15*8+8278h]
+              82 mov r15d, 66h
+              88 jmp 0FFFFFFFFFFFFFF00h
+            [Interpret { at: 4 }, Stale, Access { at: 0, size: 4, write: true, stack: false, retry: 32 }]
+        "#]],
     );
 }
 
@@ -412,27 +412,27 @@ fn high_byte_register_with_memory_borrows_rsi() {
     check(
         &[0x88, 0x23, 0x31, 0xc0, 0x0f, 0x0b],
         expect![[r#"
-          17 mov r14, gs:[442000h]
-          20 mov r14, rbx
-          23 pext r15, r14, gs:[0B0h]
-          2e xor r14, gs:[r15*8+8280h]
-          37 cmp r14, 0FFFh
-          3e ja 000000000000007Ch
-          44 add r14, gs:[r15*8+10280h]
-          4d mov gs:[0C8h], rsi
-          56 lea rsi, [r14]
-          59 mov [rsi], ah
-          5b mov rsi, gs:[0C8h]
-          64 xor eax, eax
-          66 mov r15d, 64h
-          6c jmp 0FFFFFFFFFFFFFF00h
-          71 mov r15d, 65h
-          77 jmp 0FFFFFFFFFFFFFF00h
-          7c xor r14, gs:[r15*8+8280h]
-          85 mov r15d, 66h
-          8b jmp 0FFFFFFFFFFFFFF00h
-        [Interpret { at: 4 }, Stale, Access { at: 0, size: 1, write: true, stack: false, retry: 32 }]
-    "#]],
+              17 mov r14, gs:[442000h]
+              20 mov r14, rbx
+              23 pext r15, r14, gs:[0B0h]
+              2e xor r14, gs:[r15*8+8278h]
+              37 cmp r14, 0FFFh
+              3e ja 000000000000007Ch
+              44 add r14, gs:[r15*8+10278h]
+              4d mov gs:[0C8h], rsi
+              56 lea rsi, [r14]
+              59 mov [rsi], ah
+              5b mov rsi, gs:[0C8h]
+              64 xor eax, eax
+              66 mov r15d, 64h
+              6c jmp 0FFFFFFFFFFFFFF00h
+              71 mov r15d, 65h
+              77 jmp 0FFFFFFFFFFFFFF00h
+              7c xor r14, gs:[r15*8+8278h]
+              85 mov r15d, 66h
+              8b jmp 0FFFFFFFFFFFFFF00h
+            [Interpret { at: 4 }, Stale, Access { at: 0, size: 1, write: true, stack: false, retry: 32 }]
+        "#]],
     );
 }
 
@@ -442,24 +442,24 @@ fn locked_instruction_keeps_its_lock() {
     check(
         &[0xf0, 0xff, 0x07, 0x31, 0xc0, 0x0f, 0x0b],
         expect![[r#"
-          17 mov r14, gs:[442000h]
-          20 lea r14, [rdi]
-          23 pext r15, r14, gs:[0B0h]
-          2e xor r14, gs:[r15*8+8280h]
-          37 cmp r14, 0FFCh
-          3e ja 000000000000006Ah
-          44 mov r14, gs:[r15*8+18280h]
-          4d lock inc dword ptr [rdi+r14]
-          52 xor eax, eax
-          54 mov r15d, 64h
-          5a jmp 0FFFFFFFFFFFFFF00h
-          5f mov r15d, 65h
-          65 jmp 0FFFFFFFFFFFFFF00h
-          6a xor r14, gs:[r15*8+8280h]
-          73 mov r15d, 66h
-          79 jmp 0FFFFFFFFFFFFFF00h
-        [Interpret { at: 5 }, Stale, Access { at: 0, size: 4, write: true, stack: false, retry: 32 }]
-    "#]],
+              17 mov r14, gs:[442000h]
+              20 lea r14, [rdi]
+              23 pext r15, r14, gs:[0B0h]
+              2e xor r14, gs:[r15*8+8278h]
+              37 cmp r14, 0FFCh
+              3e ja 000000000000006Ah
+              44 mov r14, gs:[r15*8+18278h]
+              4d lock inc dword ptr [rdi+r14]
+              52 xor eax, eax
+              54 mov r15d, 64h
+              5a jmp 0FFFFFFFFFFFFFF00h
+              5f mov r15d, 65h
+              65 jmp 0FFFFFFFFFFFFFF00h
+              6a xor r14, gs:[r15*8+8278h]
+              73 mov r15d, 66h
+              79 jmp 0FFFFFFFFFFFFFF00h
+            [Interpret { at: 5 }, Stale, Access { at: 0, size: 4, write: true, stack: false, retry: 32 }]
+        "#]],
     );
 }
 
@@ -486,44 +486,44 @@ fn bit_string_finds_its_word() {
     check(
         &[0x48, 0x0f, 0xab, 0x07, 0x0f, 0x0b],
         expect![[r#"
-          17 mov r14, gs:[442000h]
-          20 mov r14, rdi
-          23 mov gs:[0E8h], rcx
-          2c mov r15, rax
-          2f mov ecx, 6
-          34 sarx r15, r15, rcx
-          39 mov rcx, gs:[0E8h]
-          42 lea r14, [r14+r15*8]
-          46 pext r15, r14, gs:[0B0h]
-          51 mov gs:[0E8h], rcx
-          5a mov rcx, gs:[r15*8+8280h]
-          63 not rcx
-          66 lea r14, [r14+rcx+1]
-          6b lea rcx, [r14+7]
-          6f pext rcx, rcx, gs:[0B8h]
-          7a jrcxz 0000000000000081h
-          7c jmp 00000000000000D5h
-          81 mov rcx, gs:[0E8h]
-          8a mov r15, gs:[r15*8+10280h]
-          93 lea r14, [r14+r15]
-          97 mov gs:[0E8h], rcx
-          a0 mov r15, rax
-          a3 mov ecx, 3Ah
-          a8 shlx r15, r15, rcx
-          ad shrx r15, r15, rcx
-          b2 mov rcx, gs:[0E8h]
-          bb bts [r14], r15
-          bf mov r15d, 64h
-          c5 jmp 0FFFFFFFFFFFFFF00h
-          ca mov r15d, 65h
-          d0 jmp 0FFFFFFFFFFFFFF00h
-          d5 mov rcx, gs:[r15*8+8280h]
-          de lea r14, [r14+rcx]
-          e2 mov rcx, gs:[0E8h]
-          eb mov r15d, 66h
-          f1 jmp 0FFFFFFFFFFFFFF00h
-        [Interpret { at: 4 }, Stale, Access { at: 0, size: 8, write: true, stack: false, retry: 32 }]
-    "#]],
+              17 mov r14, gs:[442000h]
+              20 mov r14, rdi
+              23 mov gs:[0E8h], rcx
+              2c mov r15, rax
+              2f mov ecx, 6
+              34 sarx r15, r15, rcx
+              39 mov rcx, gs:[0E8h]
+              42 lea r14, [r14+r15*8]
+              46 pext r15, r14, gs:[0B0h]
+              51 mov gs:[0E8h], rcx
+              5a mov rcx, gs:[r15*8+8278h]
+              63 not rcx
+              66 lea r14, [r14+rcx+1]
+              6b lea rcx, [r14+7]
+              6f pext rcx, rcx, gs:[0B8h]
+              7a jrcxz 0000000000000081h
+              7c jmp 00000000000000D5h
+              81 mov rcx, gs:[0E8h]
+              8a mov r15, gs:[r15*8+10278h]
+              93 lea r14, [r14+r15]
+              97 mov gs:[0E8h], rcx
+              a0 mov r15, rax
+              a3 mov ecx, 3Ah
+              a8 shlx r15, r15, rcx
+              ad shrx r15, r15, rcx
+              b2 mov rcx, gs:[0E8h]
+              bb bts [r14], r15
+              bf mov r15d, 64h
+              c5 jmp 0FFFFFFFFFFFFFF00h
+              ca mov r15d, 65h
+              d0 jmp 0FFFFFFFFFFFFFF00h
+              d5 mov rcx, gs:[r15*8+8278h]
+              de lea r14, [r14+rcx]
+              e2 mov rcx, gs:[0E8h]
+              eb mov r15d, 66h
+              f1 jmp 0FFFFFFFFFFFFFF00h
+            [Interpret { at: 4 }, Stale, Access { at: 0, size: 8, write: true, stack: false, retry: 32 }]
+        "#]],
     );
 }
 
@@ -572,13 +572,13 @@ fn jump_out_of_the_page_goes_through_the_jump_cache() {
     check(
         &[0xe9, 0x00, 0x00, 0x01, 0x00],
         expect![[r#"
-          17 mov r14, gs:[442000h]
-          20 mov r14, 0FFFFFFFF81010105h
-          27 jmp qword ptr gs:[0C0AE8h]
-          2f mov r15d, 64h
-          35 jmp 0FFFFFFFFFFFFFF00h
-        [Stale]
-    "#]],
+              17 mov r14, gs:[442000h]
+              20 mov r14, 0FFFFFFFF81010105h
+              27 jmp qword ptr gs:[0C0AE0h]
+              2f mov r15d, 64h
+              35 jmp 0FFFFFFFFFFFFFF00h
+            [Stale]
+        "#]],
     );
 }
 
@@ -588,14 +588,14 @@ fn indirect_jump_goes_through_the_jump_cache() {
     check(
         &[0xff, 0xe0],
         expect![[r#"
-          17 mov r14, gs:[442000h]
-          20 mov r14, rax
-          23 pext r15, r14, gs:[0C0h]
-          2e jmp qword ptr gs:[r15*8+402C0h]
-          37 mov r15d, 64h
-          3d jmp 0FFFFFFFFFFFFFF00h
-        [Stale]
-    "#]],
+              17 mov r14, gs:[442000h]
+              20 mov r14, rax
+              23 pext r15, r14, gs:[0C0h]
+              2e jmp qword ptr gs:[r15*8+402B8h]
+              37 mov r15d, 64h
+              3d jmp 0FFFFFFFFFFFFFF00h
+            [Stale]
+        "#]],
     );
 }
 
@@ -605,54 +605,54 @@ fn indirect_call_through_memory() {
     check(
         &[0xff, 0x53, 0x08],
         expect![[r#"
-          17 mov r14, gs:[442000h]
-          20 lea r14, [rsp-8]
-          25 mov gs:[0E8h], rcx
-          2e mov rcx, gs:[20280h]
-          37 not rcx
-          3a lea r14, [r14+rcx+1]
-          3f pext rcx, r14, gs:[0B8h]
-          4a jrcxz 0000000000000051h
-          4c jmp 000000000000010Eh
-          51 lea rcx, [r14+7]
-          55 pext rcx, rcx, gs:[0B8h]
-          60 jrcxz 0000000000000067h
-          62 jmp 000000000000010Eh
-          67 mov rcx, gs:[0E8h]
-          70 lea r14, [rbx+8]
-          74 pext r15, r14, gs:[0B0h]
-          7f mov gs:[0E8h], rcx
-          88 mov rcx, gs:[r15*8+280h]
-          91 not rcx
-          94 lea r14, [r14+rcx+1]
-          99 lea rcx, [r14+7]
-          9d pext rcx, rcx, gs:[0B8h]
-          a8 jrcxz 00000000000000AFh
-          aa jmp 000000000000012Fh
-          af mov rcx, gs:[0E8h]
-          b8 mov r14, gs:[r15*8+18280h]
-          c1 mov r14, [rbx+r14+8]
-          c6 mov gs:[0C8h], r14
-          cf mov r14, gs:[20290h]
-          d8 mov qword ptr [rsp+r14-8], 0FFFFFFFF81000103h
-          e1 lea rsp, [rsp-8]
-          e6 mov r14, gs:[0C8h]
-          ef pext r15, r14, gs:[0C0h]
-          fa jmp qword ptr gs:[r15*8+402C0h]
-         103 mov r15d, 64h
-         109 jmp 0FFFFFFFFFFFFFF00h
-         10e mov rcx, gs:[20280h]
-         117 lea r14, [r14+rcx]
-         11b mov rcx, gs:[0E8h]
-         124 mov r15d, 65h
-         12a jmp 0FFFFFFFFFFFFFF00h
-         12f mov rcx, gs:[r15*8+280h]
-         138 lea r14, [r14+rcx]
-         13c mov rcx, gs:[0E8h]
-         145 mov r15d, 66h
-         14b jmp 0FFFFFFFFFFFFFF00h
-        [Stale, Group { at: 0, len: 8, write: true, stack: true, retry: 32, patch: 292 }, Access { at: 0, size: 8, write: false, stack: false, retry: 112 }]
-    "#]],
+              17 mov r14, gs:[442000h]
+              20 lea r14, [rsp-8]
+              25 mov gs:[0E8h], rcx
+              2e mov rcx, gs:[20278h]
+              37 not rcx
+              3a lea r14, [r14+rcx+1]
+              3f pext rcx, r14, gs:[0B8h]
+              4a jrcxz 0000000000000051h
+              4c jmp 000000000000010Eh
+              51 lea rcx, [r14+7]
+              55 pext rcx, rcx, gs:[0B8h]
+              60 jrcxz 0000000000000067h
+              62 jmp 000000000000010Eh
+              67 mov rcx, gs:[0E8h]
+              70 lea r14, [rbx+8]
+              74 pext r15, r14, gs:[0B0h]
+              7f mov gs:[0E8h], rcx
+              88 mov rcx, gs:[r15*8+278h]
+              91 not rcx
+              94 lea r14, [r14+rcx+1]
+              99 lea rcx, [r14+7]
+              9d pext rcx, rcx, gs:[0B8h]
+              a8 jrcxz 00000000000000AFh
+              aa jmp 000000000000012Fh
+              af mov rcx, gs:[0E8h]
+              b8 mov r14, gs:[r15*8+18278h]
+              c1 mov r14, [rbx+r14+8]
+              c6 mov gs:[0C8h], r14
+              cf mov r14, gs:[20288h]
+              d8 mov qword ptr [rsp+r14-8], 0FFFFFFFF81000103h
+              e1 lea rsp, [rsp-8]
+              e6 mov r14, gs:[0C8h]
+              ef pext r15, r14, gs:[0C0h]
+              fa jmp qword ptr gs:[r15*8+402B8h]
+             103 mov r15d, 64h
+             109 jmp 0FFFFFFFFFFFFFF00h
+             10e mov rcx, gs:[20278h]
+             117 lea r14, [r14+rcx]
+             11b mov rcx, gs:[0E8h]
+             124 mov r15d, 65h
+             12a jmp 0FFFFFFFFFFFFFF00h
+             12f mov rcx, gs:[r15*8+278h]
+             138 lea r14, [r14+rcx]
+             13c mov rcx, gs:[0E8h]
+             145 mov r15d, 66h
+             14b jmp 0FFFFFFFFFFFFFF00h
+            [Stale, Group { at: 0, len: 8, write: true, stack: true, retry: 32, patch: 292 }, Access { at: 0, size: 8, write: false, stack: false, retry: 112 }]
+        "#]],
     );
 }
 
@@ -662,51 +662,51 @@ fn pushf_takes_all_flags_together() {
     check(
         &[0x9c, 0xfa, 0x0f, 0x0b],
         expect![[r#"
-          17 mov r14, gs:[442000h]
-          20 lea r14, [rsp-8]
-          25 mov gs:[0E8h], rcx
-          2e mov rcx, gs:[20280h]
-          37 not rcx
-          3a lea r14, [r14+rcx+1]
-          3f pext rcx, r14, gs:[0B8h]
-          4a jrcxz 0000000000000051h
-          4c jmp 0000000000000100h
-          51 lea rcx, [r14+7]
-          55 pext rcx, rcx, gs:[0B8h]
-          60 jrcxz 0000000000000067h
-          62 jmp 0000000000000100h
-          67 mov rcx, gs:[0E8h]
-          70 mov gs:[0D0h], rax
-          79 lahf
-          7a seto al
-          7d movzx r15d, al
-          81 movzx eax, ah
-          84 rorx r15, r15, 35h
-          8a lea r15, [r15+rax]
-          8e mov rax, gs:[130h]
-          97 rorx rax, rax, 37h
-          9d lea r15, [r15+rax]
-          a1 mov rax, gs:[110h]
-          aa rorx rax, rax, 36h
-          b0 lea r15, [r15+rax]
-          b4 mov rax, gs:[140h]
-          bd lea r15, [r15+rax]
-          c1 mov rax, gs:[0D0h]
-          ca mov r14, gs:[20290h]
-          d3 mov [rsp+r14-8], r15
-          d8 lea rsp, [rsp-8]
-          dd mov qword ptr gs:[130h], 0
-          ea mov r15d, 64h
-          f0 jmp 0FFFFFFFFFFFFFF00h
-          f5 mov r15d, 65h
-          fb jmp 0FFFFFFFFFFFFFF00h
-         100 mov rcx, gs:[20280h]
-         109 lea r14, [r14+rcx]
-         10d mov rcx, gs:[0E8h]
-         116 mov r15d, 66h
-         11c jmp 0FFFFFFFFFFFFFF00h
-        [Interpret { at: 2 }, Stale, Group { at: 0, len: 8, write: true, stack: true, retry: 32, patch: 278 }]
-    "#]],
+              17 mov r14, gs:[442000h]
+              20 lea r14, [rsp-8]
+              25 mov gs:[0E8h], rcx
+              2e mov rcx, gs:[20278h]
+              37 not rcx
+              3a lea r14, [r14+rcx+1]
+              3f pext rcx, r14, gs:[0B8h]
+              4a jrcxz 0000000000000051h
+              4c jmp 0000000000000100h
+              51 lea rcx, [r14+7]
+              55 pext rcx, rcx, gs:[0B8h]
+              60 jrcxz 0000000000000067h
+              62 jmp 0000000000000100h
+              67 mov rcx, gs:[0E8h]
+              70 mov gs:[0D0h], rax
+              79 lahf
+              7a seto al
+              7d movzx r15d, al
+              81 movzx eax, ah
+              84 rorx r15, r15, 35h
+              8a lea r15, [r15+rax]
+              8e mov rax, gs:[128h]
+              97 rorx rax, rax, 37h
+              9d lea r15, [r15+rax]
+              a1 mov rax, gs:[108h]
+              aa rorx rax, rax, 36h
+              b0 lea r15, [r15+rax]
+              b4 mov rax, gs:[138h]
+              bd lea r15, [r15+rax]
+              c1 mov rax, gs:[0D0h]
+              ca mov r14, gs:[20288h]
+              d3 mov [rsp+r14-8], r15
+              d8 lea rsp, [rsp-8]
+              dd mov qword ptr gs:[128h], 0
+              ea mov r15d, 64h
+              f0 jmp 0FFFFFFFFFFFFFF00h
+              f5 mov r15d, 65h
+              fb jmp 0FFFFFFFFFFFFFF00h
+             100 mov rcx, gs:[20278h]
+             109 lea r14, [r14+rcx]
+             10d mov rcx, gs:[0E8h]
+             116 mov r15d, 66h
+             11c jmp 0FFFFFFFFFFFFFF00h
+            [Interpret { at: 2 }, Stale, Group { at: 0, len: 8, write: true, stack: true, retry: 32, patch: 278 }]
+        "#]],
     );
 }
 
@@ -716,23 +716,23 @@ fn sti_ends_the_block_and_looks_for_interrupts() {
     check(
         &[0xfb, 0x90],
         expect![[r#"
-          17 mov r14, gs:[442000h]
-          20 mov qword ptr gs:[130h], 1
-          2d mov gs:[0E8h], rcx
-          36 mov rcx, gs:[138h]
-          3f jrcxz 0000000000000046h
-          41 jmp 000000000000005Fh
-          46 mov rcx, gs:[0E8h]
-          4f jmp 0000000000000073h
-          54 mov r15d, 64h
-          5a jmp 0FFFFFFFFFFFFFF00h
-          5f mov rcx, gs:[0E8h]
-          68 mov r15d, 65h
-          6e jmp 0FFFFFFFFFFFFFF00h
-          73 mov r15d, 66h
-          79 jmp 0FFFFFFFFFFFFFF00h
-        [Stale, Goto { next: 1 }, Link { target: 257, patch: 80 }]
-    "#]],
+              17 mov r14, gs:[442000h]
+              20 mov qword ptr gs:[128h], 1
+              2d mov gs:[0E8h], rcx
+              36 mov rcx, gs:[130h]
+              3f jrcxz 0000000000000046h
+              41 jmp 000000000000005Fh
+              46 mov rcx, gs:[0E8h]
+              4f jmp 0000000000000073h
+              54 mov r15d, 64h
+              5a jmp 0FFFFFFFFFFFFFF00h
+              5f mov rcx, gs:[0E8h]
+              68 mov r15d, 65h
+              6e jmp 0FFFFFFFFFFFFFF00h
+              73 mov r15d, 66h
+              79 jmp 0FFFFFFFFFFFFFF00h
+            [Stale, Goto { next: 1 }, Link { target: 257, patch: 80 }]
+        "#]],
     );
 }
 
@@ -742,14 +742,14 @@ fn sti_hlt_is_one() {
     check(
         &[0xfb, 0xf4],
         expect![[r#"
-          17 mov r14, gs:[442000h]
-          20 mov qword ptr gs:[130h], 1
-          2d mov r15d, 64h
-          33 jmp 0FFFFFFFFFFFFFF00h
-          38 mov r15d, 65h
-          3e jmp 0FFFFFFFFFFFFFF00h
-        [Interpret { at: 1 }, Stale]
-    "#]],
+              17 mov r14, gs:[442000h]
+              20 mov qword ptr gs:[128h], 1
+              2d mov r15d, 64h
+              33 jmp 0FFFFFFFFFFFFFF00h
+              38 mov r15d, 65h
+              3e jmp 0FFFFFFFFFFFFFF00h
+            [Interpret { at: 1 }, Stale]
+        "#]],
     );
 }
 
@@ -759,27 +759,27 @@ fn string_store_runs_on_host_addresses() {
     check(
         &[0x48, 0xab, 0x31, 0xc0, 0x0f, 0x0b],
         expect![[r#"
-          17 mov r14, gs:[442000h]
-          20 mov r14, rdi
-          23 pext r15, r14, gs:[0B0h]
-          2e xor r14, gs:[r15*8+8280h]
-          37 cmp r14, 0FF8h
-          3e ja 0000000000000073h
-          44 mov r14, gs:[r15*8+18280h]
-          4d lea rdi, [rdi+r14]
-          51 stosq [rdi]
-          53 not r14
-          56 lea rdi, [rdi+r14+1]
-          5b xor eax, eax
-          5d mov r15d, 64h
-          63 jmp 0FFFFFFFFFFFFFF00h
-          68 mov r15d, 65h
-          6e jmp 0FFFFFFFFFFFFFF00h
-          73 xor r14, gs:[r15*8+8280h]
-          7c mov r15d, 66h
-          82 jmp 0FFFFFFFFFFFFFF00h
-        [Interpret { at: 4 }, Stale, Access { at: 0, size: 8, write: true, stack: false, retry: 32 }]
-    "#]],
+              17 mov r14, gs:[442000h]
+              20 mov r14, rdi
+              23 pext r15, r14, gs:[0B0h]
+              2e xor r14, gs:[r15*8+8278h]
+              37 cmp r14, 0FF8h
+              3e ja 0000000000000073h
+              44 mov r14, gs:[r15*8+18278h]
+              4d lea rdi, [rdi+r14]
+              51 stosq [rdi]
+              53 not r14
+              56 lea rdi, [rdi+r14+1]
+              5b xor eax, eax
+              5d mov r15d, 64h
+              63 jmp 0FFFFFFFFFFFFFF00h
+              68 mov r15d, 65h
+              6e jmp 0FFFFFFFFFFFFFF00h
+              73 xor r14, gs:[r15*8+8278h]
+              7c mov r15d, 66h
+              82 jmp 0FFFFFFFFFFFFFF00h
+            [Interpret { at: 4 }, Stale, Access { at: 0, size: 8, write: true, stack: false, retry: 32 }]
+        "#]],
     );
 }
 
@@ -789,33 +789,33 @@ fn repeated_store_has_a_path_in_line() {
     check(
         &[0xf3, 0x48, 0xab, 0x31, 0xc0, 0x0f, 0x0b],
         expect![[r#"
-          17 mov r14, gs:[442000h]
-          20 cmp qword ptr gs:[110h], 0
-          2a jne 00000000000000A5h
-          30 cmp rcx, 200h
-          37 ja 00000000000000A5h
-          3d pext r15, rdi, gs:[0B0h]
-          48 mov r14, rdi
-          4b xor r14, gs:[r15*8+8280h]
-          54 cmp r14, 0FFFh
-          5b ja 00000000000000A5h
-          61 lea r14, [r14+rcx*8]
-          65 cmp r14, 1000h
-          6c ja 00000000000000A5h
-          72 mov r14, gs:[r15*8+18280h]
-          7b lea rdi, [rdi+r14]
-          7f rep stosq [rdi]
-          82 not r14
-          85 lea rdi, [rdi+r14+1]
-          8a jmp 000000000000009Ah
-          8f mov r15d, 64h
-          95 jmp 0FFFFFFFFFFFFFF00h
-          9a mov r15d, 65h
-          a0 jmp 0FFFFFFFFFFFFFF00h
-          a5 mov r15d, 66h
-          ab jmp 0FFFFFFFFFFFFFF00h
-        [Stale, Link { target: 259, patch: 139 }, Interpret { at: 0 }]
-    "#]],
+              17 mov r14, gs:[442000h]
+              20 cmp qword ptr gs:[108h], 0
+              2a jne 00000000000000A5h
+              30 cmp rcx, 200h
+              37 ja 00000000000000A5h
+              3d pext r15, rdi, gs:[0B0h]
+              48 mov r14, rdi
+              4b xor r14, gs:[r15*8+8278h]
+              54 cmp r14, 0FFFh
+              5b ja 00000000000000A5h
+              61 lea r14, [r14+rcx*8]
+              65 cmp r14, 1000h
+              6c ja 00000000000000A5h
+              72 mov r14, gs:[r15*8+18278h]
+              7b lea rdi, [rdi+r14]
+              7f rep stosq [rdi]
+              82 not r14
+              85 lea rdi, [rdi+r14+1]
+              8a jmp 000000000000009Ah
+              8f mov r15d, 64h
+              95 jmp 0FFFFFFFFFFFFFF00h
+              9a mov r15d, 65h
+              a0 jmp 0FFFFFFFFFFFFFF00h
+              a5 mov r15d, 66h
+              ab jmp 0FFFFFFFFFFFFFF00h
+            [Stale, Link { target: 259, patch: 139 }, Interpret { at: 0 }]
+        "#]],
     );
 }
 
@@ -825,47 +825,47 @@ fn repeated_move_has_a_path_in_line() {
     check(
         &[0xf3, 0xa4, 0x31, 0xc0, 0x0f, 0x0b],
         expect![[r#"
-          17 mov r14, gs:[442000h]
-          20 cmp qword ptr gs:[110h], 0
-          2a jne 0000000000000100h
-          30 cmp rcx, 1000h
-          37 ja 0000000000000100h
-          3d pext r15, rdi, gs:[0B0h]
-          48 mov r14, rdi
-          4b xor r14, gs:[r15*8+8280h]
-          54 cmp r14, 0FFFh
-          5b ja 0000000000000100h
-          61 lea r14, [r14+rcx]
-          65 cmp r14, 1000h
-          6c ja 0000000000000100h
-          72 mov r14, gs:[r15*8+18280h]
-          7b mov gs:[0C8h], r14
-          84 pext r15, rsi, gs:[0B0h]
-          8f mov r14, rsi
-          92 xor r14, gs:[r15*8+280h]
-          9b cmp r14, 0FFFh
-          a2 ja 0000000000000100h
-          a8 lea r14, [r14+rcx]
-          ac cmp r14, 1000h
-          b3 ja 0000000000000100h
-          b9 mov r14, gs:[r15*8+18280h]
-          c2 mov r15, gs:[0C8h]
-          cb lea rsi, [rsi+r14]
-          cf lea rdi, [rdi+r15]
-          d3 rep movsb [rdi], [rsi]
-          d5 not r15
-          d8 lea rdi, [rdi+r15+1]
-          dd not r14
-          e0 lea rsi, [rsi+r14+1]
-          e5 jmp 00000000000000F5h
-          ea mov r15d, 64h
-          f0 jmp 0FFFFFFFFFFFFFF00h
-          f5 mov r15d, 65h
-          fb jmp 0FFFFFFFFFFFFFF00h
-         100 mov r15d, 66h
-         106 jmp 0FFFFFFFFFFFFFF00h
-        [Stale, Link { target: 258, patch: 230 }, Interpret { at: 0 }]
-    "#]],
+              17 mov r14, gs:[442000h]
+              20 cmp qword ptr gs:[108h], 0
+              2a jne 0000000000000100h
+              30 cmp rcx, 1000h
+              37 ja 0000000000000100h
+              3d pext r15, rdi, gs:[0B0h]
+              48 mov r14, rdi
+              4b xor r14, gs:[r15*8+8278h]
+              54 cmp r14, 0FFFh
+              5b ja 0000000000000100h
+              61 lea r14, [r14+rcx]
+              65 cmp r14, 1000h
+              6c ja 0000000000000100h
+              72 mov r14, gs:[r15*8+18278h]
+              7b mov gs:[0C8h], r14
+              84 pext r15, rsi, gs:[0B0h]
+              8f mov r14, rsi
+              92 xor r14, gs:[r15*8+278h]
+              9b cmp r14, 0FFFh
+              a2 ja 0000000000000100h
+              a8 lea r14, [r14+rcx]
+              ac cmp r14, 1000h
+              b3 ja 0000000000000100h
+              b9 mov r14, gs:[r15*8+18278h]
+              c2 mov r15, gs:[0C8h]
+              cb lea rsi, [rsi+r14]
+              cf lea rdi, [rdi+r15]
+              d3 rep movsb [rdi], [rsi]
+              d5 not r15
+              d8 lea rdi, [rdi+r15+1]
+              dd not r14
+              e0 lea rsi, [rsi+r14+1]
+              e5 jmp 00000000000000F5h
+              ea mov r15d, 64h
+              f0 jmp 0FFFFFFFFFFFFFF00h
+              f5 mov r15d, 65h
+              fb jmp 0FFFFFFFFFFFFFF00h
+             100 mov r15d, 66h
+             106 jmp 0FFFFFFFFFFFFFF00h
+            [Stale, Link { target: 258, patch: 230 }, Interpret { at: 0 }]
+        "#]],
     );
 }
 
@@ -875,17 +875,17 @@ fn direction_flag_is_mirrored() {
     check(
         &[0xfd, 0xfc, 0x0f, 0x0b],
         expect![[r#"
-          17 mov r14, gs:[442000h]
-          20 mov qword ptr gs:[110h], 1
-          2d std
-          2e mov qword ptr gs:[110h], 0
-          3b cld
-          3c mov r15d, 64h
-          42 jmp 0FFFFFFFFFFFFFF00h
-          47 mov r15d, 65h
-          4d jmp 0FFFFFFFFFFFFFF00h
-        [Interpret { at: 2 }, Stale]
-    "#]],
+              17 mov r14, gs:[442000h]
+              20 mov qword ptr gs:[108h], 1
+              2d std
+              2e mov qword ptr gs:[108h], 0
+              3b cld
+              3c mov r15d, 64h
+              42 jmp 0FFFFFFFFFFFFFF00h
+              47 mov r15d, 65h
+              4d jmp 0FFFFFFFFFFFFFF00h
+            [Interpret { at: 2 }, Stale]
+        "#]],
     );
 }
 
@@ -916,39 +916,39 @@ fn pop_to_memory_keeps_the_value_over_the_second_check() {
     check(
         &[0x8f, 0x07, 0x31, 0xc0, 0x0f, 0x0b],
         expect![[r#"
-          17 mov r14, gs:[442000h]
-          20 lea r14, [rsp]
-          24 xor r14, gs:[20280h]
-          2d cmp r14, 0FF8h
-          34 ja 00000000000000A6h
-          3a mov r14, gs:[20290h]
-          43 mov r14, [rsp+r14]
-          47 mov gs:[0C8h], r14
-          50 mov r14, rdi
-          53 pext r15, r14, gs:[0B0h]
-          5e xor r14, gs:[r15*8+8280h]
-          67 cmp r14, 0FF8h
-          6e ja 00000000000000CBh
-          74 add r14, gs:[r15*8+10280h]
-          7d mov r15, gs:[0C8h]
-          86 mov [r14], r15
-          89 lea rsp, [rsp+8]
-          8e xor eax, eax
-          90 mov r15d, 64h
-          96 jmp 0FFFFFFFFFFFFFF00h
-          9b mov r15d, 65h
-          a1 jmp 0FFFFFFFFFFFFFF00h
-          a6 xor r14, gs:[20280h]
-          af lea r15, [0C0h]
-          b6 jmp 0FFFFFFFFFFFFFFA0h
-          bb jmp 0000000000000020h
-          c0 mov r15d, 66h
-          c6 jmp 0FFFFFFFFFFFFFF00h
-          cb xor r14, gs:[r15*8+8280h]
-          d4 mov r15d, 67h
-          da jmp 0FFFFFFFFFFFFFF00h
-        [Interpret { at: 4 }, Stale, Access { at: 0, size: 8, write: false, stack: true, retry: 32 }, Access { at: 0, size: 8, write: true, stack: false, retry: 80 }]
-    "#]],
+              17 mov r14, gs:[442000h]
+              20 lea r14, [rsp]
+              24 xor r14, gs:[20278h]
+              2d cmp r14, 0FF8h
+              34 ja 00000000000000A6h
+              3a mov r14, gs:[20288h]
+              43 mov r14, [rsp+r14]
+              47 mov gs:[0C8h], r14
+              50 mov r14, rdi
+              53 pext r15, r14, gs:[0B0h]
+              5e xor r14, gs:[r15*8+8278h]
+              67 cmp r14, 0FF8h
+              6e ja 00000000000000CBh
+              74 add r14, gs:[r15*8+10278h]
+              7d mov r15, gs:[0C8h]
+              86 mov [r14], r15
+              89 lea rsp, [rsp+8]
+              8e xor eax, eax
+              90 mov r15d, 64h
+              96 jmp 0FFFFFFFFFFFFFF00h
+              9b mov r15d, 65h
+              a1 jmp 0FFFFFFFFFFFFFF00h
+              a6 xor r14, gs:[20278h]
+              af lea r15, [0C0h]
+              b6 jmp 0FFFFFFFFFFFFFFA0h
+              bb jmp 0000000000000020h
+              c0 mov r15d, 66h
+              c6 jmp 0FFFFFFFFFFFFFF00h
+              cb xor r14, gs:[r15*8+8278h]
+              d4 mov r15d, 67h
+              da jmp 0FFFFFFFFFFFFFF00h
+            [Interpret { at: 4 }, Stale, Access { at: 0, size: 8, write: false, stack: true, retry: 32 }, Access { at: 0, size: 8, write: true, stack: false, retry: 80 }]
+        "#]],
     );
 }
 
@@ -961,17 +961,17 @@ fn sse_operand_is_redirected() {
               17 mov r14, gs:[442000h]
               20 lea r14, [rsi]
               23 pext r15, r14, gs:[0B0h]
-              2e xor r14, gs:[r15*8+280h]
+              2e xor r14, gs:[r15*8+278h]
               37 cmp r14, 0FF0h
               3e ja 000000000000006Ah
-              44 mov r14, gs:[r15*8+18280h]
+              44 mov r14, gs:[r15*8+18278h]
               4d addps xmm9, [rsi+r14]
               52 xor eax, eax
               54 mov r15d, 64h
               5a jmp 0FFFFFFFFFFFFFF00h
               5f mov r15d, 65h
               65 jmp 0FFFFFFFFFFFFFF00h
-              6a xor r14, gs:[r15*8+280h]
+              6a xor r14, gs:[r15*8+278h]
               73 mov r15d, 66h
               79 jmp 0FFFFFFFFFFFFFF00h
             [Interpret { at: 6 }, Stale, Access { at: 0, size: 16, write: false, stack: false, retry: 32 }]
@@ -984,7 +984,7 @@ fn bounce_takes_its_operand_from_the_context() {
     // add [rbx+8], eax
     let block = translate(Kind::Bounce, Mode::Kernel, &[0x01, 0x43, 0x08]);
     expect![[r#"
-           0 mov r14, gs:[148h]
+           0 mov r14, gs:[140h]
            9 add [r14], eax
            c mov r15d, 64h
           12 jmp 0FFFFFFFFFFFFFF00h
@@ -1004,18 +1004,18 @@ fn per_access_form_checks_each_access() {
            0 mov r14, gs:[442000h]
            9 lea r14, [rsp-8]
            e pext r15, r14, gs:[0B0h]
-          19 xor r14, gs:[r15*8+282A0h]
+          19 xor r14, gs:[r15*8+28298h]
           22 cmp r14, 0FF8h
           29 ja 0000000000000093h
-          2f mov r14, gs:[r15*8+382A0h]
+          2f mov r14, gs:[r15*8+38298h]
           38 mov [rsp+r14-8], rax
           3d lea rsp, [rsp-8]
           42 lea r14, [rsp-8]
           47 pext r15, r14, gs:[0B0h]
-          52 xor r14, gs:[r15*8+282A0h]
+          52 xor r14, gs:[r15*8+28298h]
           5b cmp r14, 0FF8h
           62 ja 00000000000000A7h
-          68 mov r14, gs:[r15*8+382A0h]
+          68 mov r14, gs:[r15*8+38298h]
           71 mov [rsp+r14-8], rcx
           76 lea rsp, [rsp-8]
           7b xor eax, eax
@@ -1023,10 +1023,10 @@ fn per_access_form_checks_each_access() {
           83 jmp 0FFFFFFFFFFFFFF00h
           88 mov r15d, 65h
           8e jmp 0FFFFFFFFFFFFFF00h
-          93 xor r14, gs:[r15*8+282A0h]
+          93 xor r14, gs:[r15*8+28298h]
           9c mov r15d, 66h
           a2 jmp 0FFFFFFFFFFFFFF00h
-          a7 xor r14, gs:[r15*8+282A0h]
+          a7 xor r14, gs:[r15*8+28298h]
           b0 mov r15d, 67h
           b6 jmp 0FFFFFFFFFFFFFF00h
         [Interpret { at: 4 }, Stale, Access { at: 0, size: 8, write: true, stack: false, retry: 9 }, Access { at: 1, size: 8, write: true, stack: false, retry: 66 }]

@@ -128,6 +128,8 @@ pub struct Context {
     pub fault_signal: u64,
     /// Host trap number (x86 vector) of that fault.
     pub fault_trap: u64,
+    /// Keeps `xmm` at a multiple of 16 bytes.
+    pub reserved: u64,
     /// Guest instructions executed, where counting is on: kernel, user.
     pub instructions: [u64; 2],
     /// Host MXCSR while inside; the guest's while outside.
@@ -145,3 +147,5 @@ pub struct Context {
     /// control.
     pub poll: Page,
 }
+
+const _: () = assert!(core::mem::offset_of!(Context, xmm).is_multiple_of(16));

@@ -78,16 +78,16 @@ fn load_from_a_base_with_dead_flags_is_checked_by_xor_and_cmp() {
               17 mov r14, gs:[442000h]
               20 lea r14, [rbx+8]
               24 pext r15, r14, gs:[0B0h]
-              2f xor r14, gs:[r15*8+278h]
+              2f xor r14, gs:[r15*8+280h]
               38 cmp r14, 0FF8h
               3f ja 0000000000000065h
-              45 mov r14, gs:[r15*8+18278h]
+              45 mov r14, gs:[r15*8+18280h]
               4e mov rax, [rbx+r14+8]
               53 xor ecx, ecx
               55 jmp 0000000000000017h
               5a mov r15d, 64h
               60 jmp 0FFFFFFFFFFFFFF00h
-              65 xor r14, gs:[r15*8+278h]
+              65 xor r14, gs:[r15*8+280h]
               6e mov r15d, 65h
               74 jmp 0FFFFFFFFFFFFFF00h
             [Stale, Access { at: 0, size: 8, write: false, stack: false, retry: 32 }]
@@ -105,7 +105,7 @@ fn load_from_a_base_with_live_flags_touches_no_flag() {
               20 lea r14, [rbx+8]
               24 pext r15, r14, gs:[0B0h]
               2f mov gs:[0E8h], rcx
-              38 mov rcx, gs:[r15*8+278h]
+              38 mov rcx, gs:[r15*8+280h]
               41 not rcx
               44 lea r14, [r14+rcx+1]
               49 lea rcx, [r14+7]
@@ -113,14 +113,14 @@ fn load_from_a_base_with_live_flags_touches_no_flag() {
               58 jrcxz 000000000000005Fh
               5a jmp 000000000000008Fh
               5f mov rcx, gs:[0E8h]
-              68 mov r14, gs:[r15*8+18278h]
+              68 mov r14, gs:[r15*8+18280h]
               71 mov rax, [rbx+r14+8]
               76 setb al
               79 mov r15d, 64h
               7f jmp 0FFFFFFFFFFFFFF00h
               84 mov r15d, 65h
               8a jmp 0FFFFFFFFFFFFFF00h
-              8f mov rcx, gs:[r15*8+278h]
+              8f mov rcx, gs:[r15*8+280h]
               98 lea r14, [r14+rcx]
               9c mov rcx, gs:[0E8h]
               a5 mov r15d, 66h
@@ -141,10 +141,10 @@ fn prologue_shares_one_stack_check() {
         expect![[r#"
               17 mov r14, gs:[442000h]
               20 lea r14, [rsp-28h]
-              25 xor r14, gs:[20278h]
+              25 xor r14, gs:[20280h]
               2e cmp r14, 0FD8h
               35 ja 0000000000000090h
-              3b mov r14, gs:[20288h]
+              3b mov r14, gs:[20290h]
               44 mov [rsp+r14-8], rbp
               49 lea rsp, [rsp-8]
               4e mov rbp, rsp
@@ -159,7 +159,7 @@ fn prologue_shares_one_stack_check() {
               80 jmp 00000000000000B5h
               85 mov r15d, 64h
               8b jmp 0FFFFFFFFFFFFFF00h
-              90 xor r14, gs:[20278h]
+              90 xor r14, gs:[20280h]
               99 lea r15, [0AAh]
               a0 jmp 0FFFFFFFFFFFFFFA0h
               a5 jmp 0000000000000020h
@@ -180,11 +180,11 @@ fn epilogue_shares_one_stack_check() {
         expect![[r#"
               17 mov r14, gs:[442000h]
               20 lea r14, [rsp+8]
-              25 xor r14, gs:[20278h]
+              25 xor r14, gs:[20280h]
               2e cmp r14, 0FE0h
               35 ja 0000000000000094h
               3b add rsp, 8
-              3f mov r14, gs:[20288h]
+              3f mov r14, gs:[20290h]
               48 mov rbx, [rsp+r14]
               4c lea rsp, [rsp+8]
               51 mov r15, [rsp+r14]
@@ -195,10 +195,10 @@ fn epilogue_shares_one_stack_check() {
               6c mov r14, [rsp+r14]
               70 lea rsp, [rsp+8]
               75 pext r15, r14, gs:[0C0h]
-              80 jmp qword ptr gs:[r15*8+402B8h]
+              80 jmp qword ptr gs:[r15*8+402C0h]
               89 mov r15d, 64h
               8f jmp 0FFFFFFFFFFFFFF00h
-              94 xor r14, gs:[20278h]
+              94 xor r14, gs:[20280h]
               9d lea r15, [0AEh]
               a4 jmp 0FFFFFFFFFFFFFFA0h
               a9 jmp 0000000000000020h
@@ -221,10 +221,10 @@ fn fields_of_one_structure_share_one_check() {
               17 mov r14, gs:[442000h]
               20 lea r14, [rbx]
               23 pext r15, r14, gs:[0B0h]
-              2e xor r14, gs:[r15*8+8278h]
+              2e xor r14, gs:[r15*8+8280h]
               37 cmp r14, 0FE8h
               3e ja 0000000000000085h
-              44 mov r15, gs:[r15*8+18278h]
+              44 mov r15, gs:[r15*8+18280h]
               4d mov gs:[0F0h], r15
               56 mov rax, [rbx+r15]
               5a mov rcx, [rbx+r15+8]
@@ -235,7 +235,7 @@ fn fields_of_one_structure_share_one_check() {
               75 jmp 0FFFFFFFFFFFFFF00h
               7a mov r15d, 65h
               80 jmp 0FFFFFFFFFFFFFF00h
-              85 xor r14, gs:[r15*8+8278h]
+              85 xor r14, gs:[r15*8+8280h]
               8e mov r15d, 66h
               94 jmp 0FFFFFFFFFFFFFF00h
             [Interpret { at: 13 }, Stale, Group { at: 0, len: 24, write: true, stack: false, retry: 32, patch: 142 }]
@@ -251,10 +251,10 @@ fn single_push_with_dead_flags_asks_the_stack_slot() {
         expect![[r#"
               17 mov r14, gs:[442000h]
               20 lea r14, [rsp-8]
-              25 xor r14, gs:[20278h]
+              25 xor r14, gs:[20280h]
               2e cmp r14, 0FF8h
               35 ja 0000000000000066h
-              3b mov r14, gs:[20288h]
+              3b mov r14, gs:[20290h]
               44 mov [rsp+r14-8], rax
               49 lea rsp, [rsp-8]
               4e xor eax, eax
@@ -262,7 +262,7 @@ fn single_push_with_dead_flags_asks_the_stack_slot() {
               56 jmp 0FFFFFFFFFFFFFF00h
               5b mov r15d, 65h
               61 jmp 0FFFFFFFFFFFFFF00h
-              66 xor r14, gs:[20278h]
+              66 xor r14, gs:[20280h]
               6f lea r15, [80h]
               76 jmp 0FFFFFFFFFFFFFFA0h
               7b jmp 0000000000000020h
@@ -280,9 +280,9 @@ fn constant_address_needs_no_index() {
         &[0x8b, 0x05, 0x00, 0x00, 0x01, 0x00, 0x31, 0xc9, 0x0f, 0x0b],
         expect![[r#"
               17 mov r14, gs:[442000h]
-              20 cmp qword ptr gs:[2F8h], 0FFFFFFFF81010000h
+              20 cmp qword ptr gs:[300h], 0FFFFFFFF81010000h
               2d jne 000000000000005Bh
-              33 mov r14, gs:[102F8h]
+              33 mov r14, gs:[10300h]
               3c mov eax, [r14+106h]
               43 xor ecx, ecx
               45 mov r15d, 64h
@@ -307,12 +307,12 @@ fn constant_address_with_live_flags() {
         expect![[r#"
               17 mov r14, gs:[442000h]
               20 mov gs:[0E8h], rcx
-              29 mov rcx, gs:[2F8h]
+              29 mov rcx, gs:[300h]
               32 lea rcx, [rcx+7EFF0000h]
               39 jrcxz 0000000000000040h
               3b jmp 0000000000000072h
               40 mov rcx, gs:[0E8h]
-              49 mov r14, gs:[102F8h]
+              49 mov r14, gs:[10300h]
               52 mov eax, [r14+106h]
               59 setb al
               5c mov r15d, 64h
@@ -340,17 +340,17 @@ fn percpu_access_adds_the_gs_base() {
               20 mov r14, gs:[118h]
               29 lea r14, [r14+1234h]
               30 pext r15, r14, gs:[0B0h]
-              3b xor r14, gs:[r15*8+278h]
+              3b xor r14, gs:[r15*8+280h]
               44 cmp r14, 0FF8h
               4b ja 0000000000000075h
-              51 add r14, gs:[r15*8+10278h]
+              51 add r14, gs:[r15*8+10280h]
               5a mov rax, [r14]
               5d xor ecx, ecx
               5f mov r15d, 64h
               65 jmp 0FFFFFFFFFFFFFF00h
               6a mov r15d, 65h
               70 jmp 0FFFFFFFFFFFFFF00h
-              75 xor r14, gs:[r15*8+278h]
+              75 xor r14, gs:[r15*8+280h]
               7e mov r15d, 66h
               84 jmp 0FFFFFFFFFFFFFF00h
             [Interpret { at: 11 }, Stale, Access { at: 0, size: 8, write: false, stack: false, retry: 32 }]
@@ -388,17 +388,17 @@ fn guest_r14_as_base_and_r15_as_operand() {
               20 mov r14, gs:[70h]
               29 lea r14, [r14+4]
               2d pext r15, r14, gs:[0B0h]
-              38 xor r14, gs:[r15*8+8278h]
+              38 xor r14, gs:[r15*8+8280h]
               41 cmp r14, 0FFCh
               48 ja 0000000000000079h
-              4e add r14, gs:[r15*8+10278h]
+              4e add r14, gs:[r15*8+10280h]
               57 mov r15, gs:[78h]
               60 xor [r14], r15d
               63 mov r15d, 64h
               69 jmp 0FFFFFFFFFFFFFF00h
               6e mov r15d, 65h
               74 jmp 0FFFFFFFFFFFFFF00h
-              79 xor r14, gs:[r15*8+8278h]
+              79 xor r14, gs:[r15*8+8280h]
               82 mov r15d, 66h
               88 jmp 0FFFFFFFFFFFFFF00h
             [Interpret { at: 4 }, Stale, Access { at: 0, size: 4, write: true, stack: false, retry: 32 }]
@@ -415,10 +415,10 @@ fn high_byte_register_with_memory_borrows_rsi() {
               17 mov r14, gs:[442000h]
               20 mov r14, rbx
               23 pext r15, r14, gs:[0B0h]
-              2e xor r14, gs:[r15*8+8278h]
+              2e xor r14, gs:[r15*8+8280h]
               37 cmp r14, 0FFFh
               3e ja 000000000000007Ch
-              44 add r14, gs:[r15*8+10278h]
+              44 add r14, gs:[r15*8+10280h]
               4d mov gs:[0C8h], rsi
               56 lea rsi, [r14]
               59 mov [rsi], ah
@@ -428,7 +428,7 @@ fn high_byte_register_with_memory_borrows_rsi() {
               6c jmp 0FFFFFFFFFFFFFF00h
               71 mov r15d, 65h
               77 jmp 0FFFFFFFFFFFFFF00h
-              7c xor r14, gs:[r15*8+8278h]
+              7c xor r14, gs:[r15*8+8280h]
               85 mov r15d, 66h
               8b jmp 0FFFFFFFFFFFFFF00h
             [Interpret { at: 4 }, Stale, Access { at: 0, size: 1, write: true, stack: false, retry: 32 }]
@@ -445,17 +445,17 @@ fn locked_instruction_keeps_its_lock() {
               17 mov r14, gs:[442000h]
               20 lea r14, [rdi]
               23 pext r15, r14, gs:[0B0h]
-              2e xor r14, gs:[r15*8+8278h]
+              2e xor r14, gs:[r15*8+8280h]
               37 cmp r14, 0FFCh
               3e ja 000000000000006Ah
-              44 mov r14, gs:[r15*8+18278h]
+              44 mov r14, gs:[r15*8+18280h]
               4d lock inc dword ptr [rdi+r14]
               52 xor eax, eax
               54 mov r15d, 64h
               5a jmp 0FFFFFFFFFFFFFF00h
               5f mov r15d, 65h
               65 jmp 0FFFFFFFFFFFFFF00h
-              6a xor r14, gs:[r15*8+8278h]
+              6a xor r14, gs:[r15*8+8280h]
               73 mov r15d, 66h
               79 jmp 0FFFFFFFFFFFFFF00h
             [Interpret { at: 5 }, Stale, Access { at: 0, size: 4, write: true, stack: false, retry: 32 }]
@@ -496,7 +496,7 @@ fn bit_string_finds_its_word() {
               42 lea r14, [r14+r15*8]
               46 pext r15, r14, gs:[0B0h]
               51 mov gs:[0E8h], rcx
-              5a mov rcx, gs:[r15*8+8278h]
+              5a mov rcx, gs:[r15*8+8280h]
               63 not rcx
               66 lea r14, [r14+rcx+1]
               6b lea rcx, [r14+7]
@@ -504,7 +504,7 @@ fn bit_string_finds_its_word() {
               7a jrcxz 0000000000000081h
               7c jmp 00000000000000D5h
               81 mov rcx, gs:[0E8h]
-              8a mov r15, gs:[r15*8+10278h]
+              8a mov r15, gs:[r15*8+10280h]
               93 lea r14, [r14+r15]
               97 mov gs:[0E8h], rcx
               a0 mov r15, rax
@@ -517,7 +517,7 @@ fn bit_string_finds_its_word() {
               c5 jmp 0FFFFFFFFFFFFFF00h
               ca mov r15d, 65h
               d0 jmp 0FFFFFFFFFFFFFF00h
-              d5 mov rcx, gs:[r15*8+8278h]
+              d5 mov rcx, gs:[r15*8+8280h]
               de lea r14, [r14+rcx]
               e2 mov rcx, gs:[0E8h]
               eb mov r15d, 66h
@@ -574,7 +574,7 @@ fn jump_out_of_the_page_goes_through_the_jump_cache() {
         expect![[r#"
               17 mov r14, gs:[442000h]
               20 mov r14, 0FFFFFFFF81010105h
-              27 jmp qword ptr gs:[0C0AE0h]
+              27 jmp qword ptr gs:[0C0AE8h]
               2f mov r15d, 64h
               35 jmp 0FFFFFFFFFFFFFF00h
             [Stale]
@@ -591,7 +591,7 @@ fn indirect_jump_goes_through_the_jump_cache() {
               17 mov r14, gs:[442000h]
               20 mov r14, rax
               23 pext r15, r14, gs:[0C0h]
-              2e jmp qword ptr gs:[r15*8+402B8h]
+              2e jmp qword ptr gs:[r15*8+402C0h]
               37 mov r15d, 64h
               3d jmp 0FFFFFFFFFFFFFF00h
             [Stale]
@@ -608,7 +608,7 @@ fn indirect_call_through_memory() {
               17 mov r14, gs:[442000h]
               20 lea r14, [rsp-8]
               25 mov gs:[0E8h], rcx
-              2e mov rcx, gs:[20278h]
+              2e mov rcx, gs:[20280h]
               37 not rcx
               3a lea r14, [r14+rcx+1]
               3f pext rcx, r14, gs:[0B8h]
@@ -622,7 +622,7 @@ fn indirect_call_through_memory() {
               70 lea r14, [rbx+8]
               74 pext r15, r14, gs:[0B0h]
               7f mov gs:[0E8h], rcx
-              88 mov rcx, gs:[r15*8+278h]
+              88 mov rcx, gs:[r15*8+280h]
               91 not rcx
               94 lea r14, [r14+rcx+1]
               99 lea rcx, [r14+7]
@@ -630,23 +630,23 @@ fn indirect_call_through_memory() {
               a8 jrcxz 00000000000000AFh
               aa jmp 000000000000012Fh
               af mov rcx, gs:[0E8h]
-              b8 mov r14, gs:[r15*8+18278h]
+              b8 mov r14, gs:[r15*8+18280h]
               c1 mov r14, [rbx+r14+8]
               c6 mov gs:[0C8h], r14
-              cf mov r14, gs:[20288h]
+              cf mov r14, gs:[20290h]
               d8 mov qword ptr [rsp+r14-8], 0FFFFFFFF81000103h
               e1 lea rsp, [rsp-8]
               e6 mov r14, gs:[0C8h]
               ef pext r15, r14, gs:[0C0h]
-              fa jmp qword ptr gs:[r15*8+402B8h]
+              fa jmp qword ptr gs:[r15*8+402C0h]
              103 mov r15d, 64h
              109 jmp 0FFFFFFFFFFFFFF00h
-             10e mov rcx, gs:[20278h]
+             10e mov rcx, gs:[20280h]
              117 lea r14, [r14+rcx]
              11b mov rcx, gs:[0E8h]
              124 mov r15d, 65h
              12a jmp 0FFFFFFFFFFFFFF00h
-             12f mov rcx, gs:[r15*8+278h]
+             12f mov rcx, gs:[r15*8+280h]
              138 lea r14, [r14+rcx]
              13c mov rcx, gs:[0E8h]
              145 mov r15d, 66h
@@ -665,7 +665,7 @@ fn pushf_takes_all_flags_together() {
               17 mov r14, gs:[442000h]
               20 lea r14, [rsp-8]
               25 mov gs:[0E8h], rcx
-              2e mov rcx, gs:[20278h]
+              2e mov rcx, gs:[20280h]
               37 not rcx
               3a lea r14, [r14+rcx+1]
               3f pext rcx, r14, gs:[0B8h]
@@ -692,7 +692,7 @@ fn pushf_takes_all_flags_together() {
               b4 mov rax, gs:[138h]
               bd lea r15, [r15+rax]
               c1 mov rax, gs:[0D0h]
-              ca mov r14, gs:[20288h]
+              ca mov r14, gs:[20290h]
               d3 mov [rsp+r14-8], r15
               d8 lea rsp, [rsp-8]
               dd mov qword ptr gs:[128h], 0
@@ -700,7 +700,7 @@ fn pushf_takes_all_flags_together() {
               f0 jmp 0FFFFFFFFFFFFFF00h
               f5 mov r15d, 65h
               fb jmp 0FFFFFFFFFFFFFF00h
-             100 mov rcx, gs:[20278h]
+             100 mov rcx, gs:[20280h]
              109 lea r14, [r14+rcx]
              10d mov rcx, gs:[0E8h]
              116 mov r15d, 66h
@@ -762,10 +762,10 @@ fn string_store_runs_on_host_addresses() {
               17 mov r14, gs:[442000h]
               20 mov r14, rdi
               23 pext r15, r14, gs:[0B0h]
-              2e xor r14, gs:[r15*8+8278h]
+              2e xor r14, gs:[r15*8+8280h]
               37 cmp r14, 0FF8h
               3e ja 0000000000000073h
-              44 mov r14, gs:[r15*8+18278h]
+              44 mov r14, gs:[r15*8+18280h]
               4d lea rdi, [rdi+r14]
               51 stosq [rdi]
               53 not r14
@@ -775,7 +775,7 @@ fn string_store_runs_on_host_addresses() {
               63 jmp 0FFFFFFFFFFFFFF00h
               68 mov r15d, 65h
               6e jmp 0FFFFFFFFFFFFFF00h
-              73 xor r14, gs:[r15*8+8278h]
+              73 xor r14, gs:[r15*8+8280h]
               7c mov r15d, 66h
               82 jmp 0FFFFFFFFFFFFFF00h
             [Interpret { at: 4 }, Stale, Access { at: 0, size: 8, write: true, stack: false, retry: 32 }]
@@ -796,13 +796,13 @@ fn repeated_store_has_a_path_in_line() {
               37 ja 00000000000000A5h
               3d pext r15, rdi, gs:[0B0h]
               48 mov r14, rdi
-              4b xor r14, gs:[r15*8+8278h]
+              4b xor r14, gs:[r15*8+8280h]
               54 cmp r14, 0FFFh
               5b ja 00000000000000A5h
               61 lea r14, [r14+rcx*8]
               65 cmp r14, 1000h
               6c ja 00000000000000A5h
-              72 mov r14, gs:[r15*8+18278h]
+              72 mov r14, gs:[r15*8+18280h]
               7b lea rdi, [rdi+r14]
               7f rep stosq [rdi]
               82 not r14
@@ -832,23 +832,23 @@ fn repeated_move_has_a_path_in_line() {
               37 ja 0000000000000100h
               3d pext r15, rdi, gs:[0B0h]
               48 mov r14, rdi
-              4b xor r14, gs:[r15*8+8278h]
+              4b xor r14, gs:[r15*8+8280h]
               54 cmp r14, 0FFFh
               5b ja 0000000000000100h
               61 lea r14, [r14+rcx]
               65 cmp r14, 1000h
               6c ja 0000000000000100h
-              72 mov r14, gs:[r15*8+18278h]
+              72 mov r14, gs:[r15*8+18280h]
               7b mov gs:[0C8h], r14
               84 pext r15, rsi, gs:[0B0h]
               8f mov r14, rsi
-              92 xor r14, gs:[r15*8+278h]
+              92 xor r14, gs:[r15*8+280h]
               9b cmp r14, 0FFFh
               a2 ja 0000000000000100h
               a8 lea r14, [r14+rcx]
               ac cmp r14, 1000h
               b3 ja 0000000000000100h
-              b9 mov r14, gs:[r15*8+18278h]
+              b9 mov r14, gs:[r15*8+18280h]
               c2 mov r15, gs:[0C8h]
               cb lea rsi, [rsi+r14]
               cf lea rdi, [rdi+r15]
@@ -918,18 +918,18 @@ fn pop_to_memory_keeps_the_value_over_the_second_check() {
         expect![[r#"
               17 mov r14, gs:[442000h]
               20 lea r14, [rsp]
-              24 xor r14, gs:[20278h]
+              24 xor r14, gs:[20280h]
               2d cmp r14, 0FF8h
               34 ja 00000000000000A6h
-              3a mov r14, gs:[20288h]
+              3a mov r14, gs:[20290h]
               43 mov r14, [rsp+r14]
               47 mov gs:[0C8h], r14
               50 mov r14, rdi
               53 pext r15, r14, gs:[0B0h]
-              5e xor r14, gs:[r15*8+8278h]
+              5e xor r14, gs:[r15*8+8280h]
               67 cmp r14, 0FF8h
               6e ja 00000000000000CBh
-              74 add r14, gs:[r15*8+10278h]
+              74 add r14, gs:[r15*8+10280h]
               7d mov r15, gs:[0C8h]
               86 mov [r14], r15
               89 lea rsp, [rsp+8]
@@ -938,13 +938,13 @@ fn pop_to_memory_keeps_the_value_over_the_second_check() {
               96 jmp 0FFFFFFFFFFFFFF00h
               9b mov r15d, 65h
               a1 jmp 0FFFFFFFFFFFFFF00h
-              a6 xor r14, gs:[20278h]
+              a6 xor r14, gs:[20280h]
               af lea r15, [0C0h]
               b6 jmp 0FFFFFFFFFFFFFFA0h
               bb jmp 0000000000000020h
               c0 mov r15d, 66h
               c6 jmp 0FFFFFFFFFFFFFF00h
-              cb xor r14, gs:[r15*8+8278h]
+              cb xor r14, gs:[r15*8+8280h]
               d4 mov r15d, 67h
               da jmp 0FFFFFFFFFFFFFF00h
             [Interpret { at: 4 }, Stale, Access { at: 0, size: 8, write: false, stack: true, retry: 32 }, Access { at: 0, size: 8, write: true, stack: false, retry: 80 }]
@@ -961,17 +961,17 @@ fn sse_operand_is_redirected() {
               17 mov r14, gs:[442000h]
               20 lea r14, [rsi]
               23 pext r15, r14, gs:[0B0h]
-              2e xor r14, gs:[r15*8+278h]
+              2e xor r14, gs:[r15*8+280h]
               37 cmp r14, 0FF0h
               3e ja 000000000000006Ah
-              44 mov r14, gs:[r15*8+18278h]
+              44 mov r14, gs:[r15*8+18280h]
               4d addps xmm9, [rsi+r14]
               52 xor eax, eax
               54 mov r15d, 64h
               5a jmp 0FFFFFFFFFFFFFF00h
               5f mov r15d, 65h
               65 jmp 0FFFFFFFFFFFFFF00h
-              6a xor r14, gs:[r15*8+278h]
+              6a xor r14, gs:[r15*8+280h]
               73 mov r15d, 66h
               79 jmp 0FFFFFFFFFFFFFF00h
             [Interpret { at: 6 }, Stale, Access { at: 0, size: 16, write: false, stack: false, retry: 32 }]
@@ -1004,18 +1004,18 @@ fn per_access_form_checks_each_access() {
            0 mov r14, gs:[442000h]
            9 lea r14, [rsp-8]
            e pext r15, r14, gs:[0B0h]
-          19 xor r14, gs:[r15*8+28298h]
+          19 xor r14, gs:[r15*8+282A0h]
           22 cmp r14, 0FF8h
           29 ja 0000000000000093h
-          2f mov r14, gs:[r15*8+38298h]
+          2f mov r14, gs:[r15*8+382A0h]
           38 mov [rsp+r14-8], rax
           3d lea rsp, [rsp-8]
           42 lea r14, [rsp-8]
           47 pext r15, r14, gs:[0B0h]
-          52 xor r14, gs:[r15*8+28298h]
+          52 xor r14, gs:[r15*8+282A0h]
           5b cmp r14, 0FF8h
           62 ja 00000000000000A7h
-          68 mov r14, gs:[r15*8+38298h]
+          68 mov r14, gs:[r15*8+382A0h]
           71 mov [rsp+r14-8], rcx
           76 lea rsp, [rsp-8]
           7b xor eax, eax
@@ -1023,10 +1023,10 @@ fn per_access_form_checks_each_access() {
           83 jmp 0FFFFFFFFFFFFFF00h
           88 mov r15d, 65h
           8e jmp 0FFFFFFFFFFFFFF00h
-          93 xor r14, gs:[r15*8+28298h]
+          93 xor r14, gs:[r15*8+282A0h]
           9c mov r15d, 66h
           a2 jmp 0FFFFFFFFFFFFFF00h
-          a7 xor r14, gs:[r15*8+28298h]
+          a7 xor r14, gs:[r15*8+282A0h]
           b0 mov r15d, 67h
           b6 jmp 0FFFFFFFFFFFFFF00h
         [Interpret { at: 4 }, Stale, Access { at: 0, size: 8, write: true, stack: false, retry: 9 }, Access { at: 1, size: 8, write: true, stack: false, retry: 66 }]

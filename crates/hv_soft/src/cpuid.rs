@@ -142,6 +142,14 @@ pub(crate) fn host_tsc_khz() -> Option<u64> {
     None
 }
 
+/// The nominal rate of the host's CPU, which its TSC has within some parts in a
+/// million.
+pub(crate) fn host_base_khz() -> Option<u64> {
+    let [last, ..] = host(cpuid::VENDOR, 0);
+    let [base, ..] = host(cpuid::FREQUENCY, 0);
+    (last >= cpuid::FREQUENCY && base != 0).then_some(u64::from(base) * 1000)
+}
+
 /// Whether the engine can run on this CPU.
 ///
 /// # Errors

@@ -19,6 +19,14 @@
 //! not run: a far transfer to it raises #GP. Dirty bits of the guest's page tables
 //! may be set for pages that were only read through the stack pointer.
 //!
+//! What a device writes into translated code is seen at the next exit from translated
+//! code, interrupts included; a guest that polls for the device without any exit runs
+//! the old code. Writes of the guest itself reach `ram`'s page epochs when a run ends:
+//! pause a vCPU before reading them.
+//!
+//! A thread that runs a vCPU has every signal blocked but host faults and the vCPU's
+//! timer: process signals need another thread.
+//!
 //! Left to others: devices, boot, threads (`machine`).
 #![deny(unsafe_code)]
 

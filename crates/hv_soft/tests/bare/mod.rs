@@ -43,11 +43,13 @@ pub(crate) enum Said {
     Store(u64, Vec<u8>),
 }
 
+type OnSay = Box<dyn Fn(u32) + Send>;
+
 #[derive(Default)]
 pub(crate) struct Board {
     pub(crate) said: Mutex<Vec<Said>>,
     kick: OnceLock<Arc<dyn Kick>>,
-    pub(crate) on_say: Mutex<Option<Box<dyn Fn(u32) + Send>>>,
+    pub(crate) on_say: Mutex<Option<OnSay>>,
 }
 
 impl Io for Board {

@@ -14,7 +14,11 @@ use crate::guests::Guests;
 const PARAMETERS: &str = "console=ttyS0 quiet panic=-1 mitigations=off";
 /// Without ACPI, as QEMU's ACPI machine has no clock that this kernel could
 /// calibrate the TSC with under TCG.
-const QEMU_MACHINE: &str = "microvm,accel=tcg,acpi=off,pit=on,pic=on,memory-backend=ram";
+const QEMU_MACHINE: &str =
+    "microvm,accel=tcg,acpi=off,pit=on,pic=on,auto-kernel-cmdline=off,memory-backend=ram";
+/// Where that machine has its first device; it would append this behind the
+/// arguments of init, where the kernel does not look.
+const QEMU_FIRST_DEVICE: &str = "virtio_mmio.device=512@0xfeb00e00:12";
 const MEMORY_MIB: u32 = 256;
 
 /// `kombi-vmm` with an initramfs, serial console on standard output.
@@ -44,7 +48,7 @@ fn qemu_base(guests: &Guests, more_parameters: &str) -> Command {
     let mut qemu = Command::new("qemu-system-x86_64");
     qemu.args([
         "-M",
-        "microvm,accel=tcg,memory-backend=ram",
+        QEMU_MACHINE,
         "-nodefaults",
         "-no-user-config",
         "-no-reboot",
@@ -88,7 +92,7 @@ pub(crate) fn qemu(guests: &Guests, initramfs: &Path) -> Result<Child> {
 pub(crate) fn qemu_root(guests: &Guests, layer: &Path, init: &str) -> Command {
     let mut qemu = qemu_base(
         guests,
-        &format!("root=/dev/vda rootfstype=erofs ro init={init}"),
+        &format!("{QEMU_FIRST_DEVICE} root=/dev/vda rootfstype=erofs ro init={init}"),
     );
     qemu.args(["-device", "virtio-blk-device,drive=root", "-drive"])
         .arg(format!(

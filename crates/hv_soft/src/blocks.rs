@@ -397,4 +397,13 @@ impl Blocks {
         self.code.drain(|page| pages.push(page));
         pages
     }
+
+    /// After [`Blocks::clear`]: returns the memory to the host.
+    pub(crate) fn release(&mut self) {
+        self.records = Vec::new();
+        self.exits = Vec::new();
+        self.positions = Vec::new();
+        self.owners = Vec::new();
+        self.buf.release();
+    }
 }

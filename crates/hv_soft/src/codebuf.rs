@@ -135,6 +135,22 @@ impl CodeBuf {
         self.used = offset.min(self.used);
     }
 
+    /// Returns the memory behind what is used to the host.
+    pub(crate) fn release(&mut self) {
+        let from = self.used.next_multiple_of(STEP).min(self.present);
+        let len = self.present - from;
+        if len == 0 {
+            return;
+        }
+        // SAFETY: from..present lies in the writable view and holds nothing that
+        // is used; MADV_REMOVE frees it in the file, and so in both views.
+        let removed =
+            unsafe { libc::madvise((self.write + from) as *mut _, len, libc::MADV_REMOVE) };
+        if removed == 0 {
+            self.present = from;
+        }
+    }
+
     /// Both views present up to the step that holds `end`. The writable view
     /// of older steps is dropped: it is hardly needed again, and would count
     /// the same memory twice.

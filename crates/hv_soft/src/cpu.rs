@@ -22,6 +22,7 @@ use crate::enter::{ContextBox, Fpu};
 use crate::exceptions::{Fault, GP};
 use crate::guest_ram::Ram;
 use crate::mmu::tlb::{Fills, PageSet};
+use crate::rest::Rest;
 use crate::stats::EngineStats;
 use crate::translate::Translating;
 
@@ -82,6 +83,7 @@ pub(crate) struct Cpu {
     pub(crate) nmi_pending: bool,
     pub(crate) nmi_blocked: bool,
     pub(crate) stats: EngineStats,
+    pub(crate) rest: Rest,
 }
 
 impl Cpu {

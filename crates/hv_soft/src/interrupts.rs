@@ -77,10 +77,12 @@ impl Cpu {
                 return Attention::End(Exit::Halted);
             }
             self.stats.sleeps += 1;
-            bell.sleep(deadline.map(|deadline| {
+            let look_again = self.rest();
+            let until_timer = deadline.map(|deadline| {
                 let ticks = deadline.saturating_sub(self.clock.now());
                 Duration::from_nanos(self.clock.nanoseconds(ticks))
-            }));
+            });
+            bell.sleep(look_again.into_iter().chain(until_timer).min());
         }
     }
 

@@ -48,6 +48,7 @@ mod interrupts;
 mod mmu;
 mod msr;
 mod partition;
+mod rest;
 mod state;
 mod stats;
 mod translate;

@@ -149,6 +149,7 @@ fn new_cpu(
         nmi_pending: false,
         nmi_blocked: false,
         stats: EngineStats::default(),
+        rest: crate::rest::Rest::new(),
     })
 }
 

@@ -38,7 +38,8 @@ pub struct EngineStats {
     pub translation_ticks: u64,
     /// Pages whose translations were dropped because of a store.
     pub invalidations: u64,
-    /// Times the whole code cache was dropped because it was full.
+    /// Times the whole code cache was dropped: it was full, or the guest first
+    /// rested.
     pub code_flushes: u64,
     /// Page walks.
     pub walks: u64,

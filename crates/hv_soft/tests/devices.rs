@@ -120,16 +120,8 @@ fn stop_at(machine: &Machine, value: u32) {
 }
 
 fn thread_time() -> Duration {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: `time` is a valid place to write to.
-    #[allow(unsafe_code)]
-    unsafe {
-        libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time)
-    };
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap()
 }
 
 #[test]
@@ -153,6 +145,30 @@ fn a_guest_in_hlt_uses_no_cpu_and_the_deadline_wakes_it() {
     assert!(wall > Duration::from_millis(50), "{wall:?}");
     assert!(cpu < Duration::from_millis(20), "{cpu:?} of {wall:?}");
     assert_eq!(machine.said(), [Said::Port(1)]);
+}
+
+#[test]
+fn the_first_rest_drops_every_translation_once_and_the_guest_goes_on() {
+    let mut machine = Machine::new();
+    wait_for_interrupts(&mut machine, |asm| {
+        msr(asm, 0x83e, 0xb);
+        msr(asm, 0x832, 1 << 17 | 0x40);
+        msr(asm, 0x838, 100_000_000);
+    });
+    let ticks = 16;
+    stop_at(&machine, ticks);
+    let start = Instant::now();
+    assert_eq!(machine.run(), Exit::Kicked);
+    assert!(
+        start.elapsed() > Duration::from_secs(1),
+        "{:?}",
+        start.elapsed()
+    );
+    assert_eq!(machine.vcpu.stats().code_flushes, 1);
+    assert_eq!(
+        machine.said(),
+        (1..=ticks).map(Said::Port).collect::<Vec<_>>()
+    );
 }
 
 #[test]

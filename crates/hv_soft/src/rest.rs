@@ -1,0 +1,65 @@
+//! Giving memory back when the guest first rests.
+//!
+//! Most of what a boot executes runs once. When the guest has come to rest after
+//! it, every translation is dropped and its memory returned to the host; what
+//! the guest still needs is translated again as it runs. This happens once in a
+//! machine's life, so that a service that rests between requests stays warm.
+
+use std::time::Duration;
+
+use crate::cpu::Cpu;
+
+/// A guest that translates hardly anything for so long rests.
+const REST: Duration = Duration::from_millis(500);
+/// Translations that still count as hardly anything: timers and kernel threads.
+const HARDLY_ANY: u64 = 64;
+
+/// Whether the guest rested yet.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Rest {
+    /// Since when, in guest TSC ticks, and how much had been translated then.
+    Waited { since: u64, translations: u64 },
+    /// It did.
+    Over,
+}
+
+impl Rest {
+    pub(crate) fn new() -> Self {
+        Self::Waited {
+            since: 0,
+            translations: 0,
+        }
+    }
+}
+
+impl Cpu {
+    /// Called before each sleep: drops translations once the guest rests. Gives
+    /// how long to sleep at most before looking again; `None` is no limit.
+    pub(crate) fn rest(&mut self) -> Option<Duration> {
+        let Rest::Waited {
+            since,
+            translations,
+        } = self.rest
+        else {
+            return None;
+        };
+        let now = self.clock.now();
+        if self.stats.translations > translations + HARDLY_ANY {
+            self.rest = Rest::Waited {
+                since: now,
+                translations: self.stats.translations,
+            };
+            return Some(REST);
+        }
+        let quiet = self.clock.nanoseconds(now.saturating_sub(since));
+        match REST.checked_sub(Duration::from_nanos(quiet)) {
+            Some(left) if !left.is_zero() => Some(left),
+            Some(_) | None => {
+                self.flush_code();
+                self.blocks.release();
+                self.rest = Rest::Over;
+                None
+            }
+        }
+    }
+}

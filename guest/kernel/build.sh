@@ -51,9 +51,9 @@ install_missing() {
     command -v apt-get >/dev/null || die "no apt-get; install: ${missing[*]}"
     ((EUID == 0)) || command -v sudo >/dev/null || die "neither root nor sudo; install: ${missing[*]}"
     # The lists may be old or absent: refresh them only when that is what fails.
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install "${missing[@]}" >/dev/null 2>&1 || {
+    as_root apt-get -qq -y --no-install-recommends install "${missing[@]}" >/dev/null 2>&1 || {
         as_root apt-get -qq update >/dev/null || die "apt-get update failed"
-        as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install "${missing[@]}" >/dev/null ||
+        as_root apt-get -qq -y --no-install-recommends install "${missing[@]}" >/dev/null ||
             die "apt-get could not install ${missing[*]}"
     }
 }

@@ -54,6 +54,21 @@ fn exit_codes_come_back_as_docker_has_them() {
 }
 
 #[test]
+fn a_guest_at_rest_has_no_ticks_and_its_timers_are_finer_than_one() {
+    let home = Home::new();
+    let script = "ticks() { awk '/LOC:/ { print $2 }' /proc/interrupts; }
+        before=$(ticks); sleep 2; after=$(ticks)
+        echo $((after - before)); grep -m1 resolution /proc/timer_list";
+    let output = home.run(&[&home.busybox(), "sh", "-c", script]);
+    ended(&output, 0);
+    let said = stdout(&output);
+    let (ticks, resolution) = said.split_once('\n').expect("two lines");
+    // A tick that never stops makes 500 of 250 a second.
+    assert!(ticks.parse::<u32>().expect("a number") < 200, "{said}");
+    assert!(resolution.trim().ends_with(" 1 nsecs"), "{said}");
+}
+
+#[test]
 fn the_images_configuration_and_the_options_are_honoured() {
     let home = Home::new();
     let image = home.busybox();

@@ -67,6 +67,11 @@ fn run(args: &Args, status: &mut Status) -> Result<u8, Failure> {
     if let Some(number) = args.status_fd {
         let fd = surroundings::inherited(number)
             .map_err(|source| Failure::StatusFd { number, source })?;
+        // A parent that ended before we were tied to it sent no signal.
+        if args.die_with_parent && surroundings::nobody_reads(&fd) {
+            let source = std::io::ErrorKind::BrokenPipe.into();
+            return Err(host("outlive the parent")(source));
+        }
         *status = Status::to(fd);
     }
     surroundings::block_stop_signals().map_err(host("block signals"))?;

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::os::fd::{OwnedFd, RawFd};
 
 use machine::StopHandle;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, Signal};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -47,6 +48,13 @@ pub(crate) fn die_with_parent() -> std::io::Result<()> {
     Ok(rustix::process::set_parent_process_death_signal(Some(
         Signal::KILL,
     ))?)
+}
+
+/// Whether `pipe` is one whose reading end is closed.
+pub(crate) fn nobody_reads(pipe: &OwnedFd) -> bool {
+    let mut polled = [PollFd::new(pipe, PollFlags::empty())];
+    let at_once = Timespec::default();
+    poll(&mut polled, Some(&at_once)).is_ok() && polled[0].revents().contains(PollFlags::ERR)
 }
 
 /// Keeps the stop signals away from this thread and all that it starts: a

@@ -244,6 +244,22 @@ fn a_killed_parent_leaves_no_machine_behind() {
 }
 
 #[test]
+fn a_parent_that_is_gone_already_gets_no_machine() {
+    let host = Host::new();
+    let rest = serde_json::json!({"serial": {"serial_out_path": "DIR/log"}});
+    let config = host.config(SPIN, rest);
+    let mut vmm = Command::new(VMM);
+    vmm.args(["--die-with-parent", "--status-fd", "1", "--config-file"])
+        .arg(&config)
+        .stderr(Stdio::null());
+    // The reading end goes before the monitor starts.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let status = vmm.stdout(writer).status().unwrap();
+    assert_eq!(status.code(), Some(1));
+}
+
+#[test]
 fn bad_configuration_is_one_line_with_object_cause_and_way_out() {
     let host = Host::new();
     let json = |text: &str| {

@@ -76,6 +76,9 @@ pub(crate) fn guest(leaf: u32, sub: u32, id: u32, tsc_khz: u64) -> Leaf {
             // One core, shared with nobody.
             [a & 0x3ff, b, c, d]
         }
+        // Without it Linux trusts the timer for periodic ticks only: no tickless
+        // idle, no timer finer than a tick.
+        cpuid::THERMAL_AND_POWER => [cpuid::APIC_TIMER_ALWAYS_RUNS, 0, 0, 0],
         cpuid::EXTENDED_FEATURES if sub == 0 => [0, leaf7_ebx::ERMS, 0, 0],
         cpuid::TOPOLOGY => match sub {
             0 => [0, 1, 1 << 8, id],

@@ -7,6 +7,10 @@ pub const VENDOR: u32 = 0;
 pub const FEATURES: u32 = 1;
 /// Deterministic cache parameters.
 pub const CACHES: u32 = 4;
+/// Thermal and power management.
+pub const THERMAL_AND_POWER: u32 = 6;
+/// [`THERMAL_AND_POWER`] EAX: the APIC timer runs in every sleep state (ARAT).
+pub const APIC_TIMER_ALWAYS_RUNS: u32 = 1 << 2;
 /// Structured extended features.
 pub const EXTENDED_FEATURES: u32 = 7;
 /// Topology.

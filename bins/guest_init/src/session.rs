@@ -145,6 +145,11 @@ struct Conversation<'a> {
 
 impl Conversation<'_> {
     fn run(mut self) -> Result<End, InitError> {
+        // What came together with Start makes the stream readable no more.
+        if !self.obey()? {
+            return Ok(End::Dismissed);
+        }
+        self.running.input.deliver();
         loop {
             self.control.flush()?;
             if let Some(ended) = self.ended
@@ -253,9 +258,21 @@ impl Conversation<'_> {
         }
     }
 
-    /// Does what the host says; false when it is over.
+    /// Listens to the host; false when it is over.
     fn hear(&mut self) -> Result<bool, InitError> {
         let open = self.control.fill()?;
+        if !self.obey()? {
+            return Ok(false);
+        }
+        if open {
+            Ok(true)
+        } else {
+            Err(InitError::HostGone)
+        }
+    }
+
+    /// Does what the host has said so far; false when it is over.
+    fn obey(&mut self) -> Result<bool, InitError> {
         while let Some(message) = self.control.next()? {
             match message {
                 HostMessage::Stdin { bytes } => self.running.input.accept(&bytes)?,
@@ -276,11 +293,7 @@ impl Conversation<'_> {
                 }
             }
         }
-        if open {
-            Ok(true)
-        } else {
-            Err(InitError::HostGone)
-        }
+        Ok(true)
     }
 }
 

@@ -67,6 +67,15 @@ pub(crate) fn with_stdin(mut spec: ProcessSpec) -> ProcessSpec {
     spec
 }
 
+/// What a Start for `process` says.
+pub(crate) fn start(process: ProcessSpec) -> StartSpec {
+    let machine = MachineSpec {
+        hostname: String::from("box"),
+        layers: 1,
+    };
+    StartSpec { machine, process }
+}
+
 impl Host {
     /// Starts kombi-init without saying anything to it.
     pub(crate) fn silent() -> Self {
@@ -94,14 +103,7 @@ impl Host {
     /// Greets, and asks for `process`.
     pub(crate) fn starting(process: ProcessSpec) -> Self {
         let mut host = Self::greeted();
-        let machine = MachineSpec {
-            hostname: String::from("box"),
-            layers: 1,
-        };
-        host.send(&HostMessage::Start(Box::new(StartSpec {
-            machine,
-            process,
-        })));
+        host.send(&HostMessage::Start(Box::new(start(process))));
         host
     }
 

@@ -1,12 +1,17 @@
 //! Standard streams through pipes: whole, in order, and never in each other's way.
 
-use std::{fs, io::Read, thread::sleep, time::Duration};
+use std::{
+    fs,
+    io::{Read, Write},
+    thread::sleep,
+    time::Duration,
+};
 
 use guest_wire::{
     GuestMessage, HostMessage, STDIN_CREDIT_BYTES_INITIAL, STDIO_CHUNK_BYTES_MAX, write_message,
 };
 
-use crate::host::{Host, exited, process, record_of, shell, signalled, with_stdin};
+use crate::host::{Host, exited, process, record_of, shell, signalled, start, with_stdin};
 
 #[test]
 fn output_and_errors_come_apart() {
@@ -35,6 +40,26 @@ fn standard_input_and_its_end_arrive() {
     assert_eq!(
         (record.text().as_str(), record.last),
         ("one\ntwo", exited(0))
+    );
+}
+
+#[test]
+fn input_that_comes_with_start_in_one_piece_arrives_and_ends() {
+    let mut host = Host::greeted();
+    let start = HostMessage::Start(Box::new(start(with_stdin(process(&["cat"])))));
+    let input = HostMessage::Stdin {
+        bytes: b"at once".to_vec(),
+    };
+    let mut piece = Vec::new();
+    for message in [start, input, HostMessage::StdinEof] {
+        write_message(&mut piece, &message).unwrap();
+    }
+    host.stream.write_all(&piece).unwrap();
+    assert!(matches!(host.hear(), Some(GuestMessage::Started { .. })));
+    let record = host.into_record();
+    assert_eq!(
+        (record.text().as_str(), record.last),
+        ("at once", exited(0))
     );
 }
 

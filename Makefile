@@ -17,7 +17,7 @@ say = @printf '\033[1m==> %s\033[0m\n' "$(1)"
 
 .PHONY: help
 help: ## Show this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 ## --- set-up
 
@@ -85,8 +85,13 @@ deny: ## Licences, sources and bans of dependencies; advisories when their datab
 	@setup/deny.sh
 
 .PHONY: fuzz
-fuzz: ## Long runs of every fuzz and differential test (minutes; bounded parts are in make test)
-	KOMBI_FUZZ_CASES=200000 KOMBI_DIFF_CASES=200000 PROPTEST_CASES=20000 cargo nextest run --workspace --locked --no-fail-fast -E 'test(fuzz) | test(differential) | test(any_)'
+fuzz: ## Long runs of the fuzz, property and differential tests (bounded parts are in make test)
+	KOMBI_FUZZ_CASES=60000 KOMBI_DIFF_CASES=120000 PROPTEST_CASES=20000 cargo nextest run --workspace --locked --profile fuzz \
+		-E 'binary(differential) | binary(mutations) | binary(properties) | binary(frames) | test(/random|any_|hostile/)'
+
+.PHONY: verify-kernel
+verify-kernel: kernel ## Boot the guest kernel three times in QEMU and try 254 of its features each time
+	@guest/kernel/verify.sh $(GUEST)
 
 .PHONY: clean
 clean: ## Remove what was built here (the kernel cache in ~/.cache/kombi stays)

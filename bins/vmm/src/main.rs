@@ -74,6 +74,7 @@ fn run(args: &Args, status: &mut Status) -> Result<u8, Failure> {
         }
         *status = Status::to(fd);
     }
+    surroundings::raise_descriptor_limit().map_err(host("raise the limit of descriptors"))?;
     surroundings::block_stop_signals().map_err(host("block signals"))?;
     start_log(args)?;
 

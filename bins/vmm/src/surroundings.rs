@@ -6,13 +6,16 @@ use std::os::fd::{OwnedFd, RawFd};
 
 use machine::StopHandle;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{PidfdFlags, PidfdGetfdFlags, Signal};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, Resource, Signal, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use vmm_sys_util::signal::{block_signal, unblock_signal};
 
 /// The signals that end a machine in an orderly way.
 const STOP_SIGNALS: [i32; 2] = [SIGTERM, SIGINT];
+
+/// Descriptors that one machine may need: Firecracker's jailer gives as many.
+const DESCRIPTORS_MAX: u64 = 2048;
 
 /// A descriptor of our own for writing to what whoever started this process left
 /// open as `number`. Call it before anything else is opened.
@@ -55,6 +58,21 @@ pub(crate) fn nobody_reads(pipe: &OwnedFd) -> bool {
     let mut polled = [PollFd::new(pipe, PollFlags::empty())];
     let at_once = Timespec::default();
     poll(&mut polled, Some(&at_once)).is_ok() && polled[0].revents().contains(PollFlags::ERR)
+}
+
+/// Raises the soft limit of descriptors, usually 1024, as far as the hard one
+/// allows and vsock's 1023 connections with some devices can need.
+///
+/// # Errors
+/// The host's.
+pub(crate) fn raise_descriptor_limit() -> std::io::Result<()> {
+    let mut limit = getrlimit(Resource::Nofile);
+    if let Some(soft) = limit.current {
+        let wanted = DESCRIPTORS_MAX.min(limit.maximum.unwrap_or(u64::MAX));
+        limit.current = Some(soft.max(wanted));
+        setrlimit(Resource::Nofile, limit)?;
+    }
+    Ok(())
 }
 
 /// Keeps the stop signals away from this thread and all that it starts: a

@@ -261,6 +261,9 @@ fn image_complaint(error: &ImageError) -> Complaint {
         | ImageError::TagNotFound { .. }
         | ImageError::Ambiguous { .. }
         | ImageError::Changed { .. } => None,
+        ImageError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+            Some("free some space, or keep images elsewhere: set KOMBI_HOME")
+        }
         ImageError::Io { .. } => Some("check the path and its permissions"),
         ImageError::NotALayout { .. } => Some("give the directory that holds index.json"),
         ImageError::WrongPlatform { .. } => Some("get the image for linux/amd64"),

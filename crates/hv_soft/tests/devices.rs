@@ -190,6 +190,36 @@ fn a_timer_interrupts_a_loop_that_never_leaves_translated_code() {
 }
 
 #[test]
+fn blocks_that_share_a_jump_cache_entry_go_on_while_an_interrupt_has_to_wait() {
+    // Apart by the size of the jump cache, which is indexed by the low bits.
+    let far = CODE + 0x1000 + translator::context::JUMP_CACHE_ENTRIES as u64;
+    let mut machine = Machine::new();
+    machine.code(|asm| {
+        asm.cli().unwrap();
+        msr(asm, 0x80f, 0x1ff);
+        // A self-IPI that interrupts-off keeps waiting.
+        msr(asm, 0x83f, 0x40);
+        asm.mov(rsi, CODE + 0x1000).unwrap();
+        asm.mov(rdi, far).unwrap();
+        asm.xor(ebx, ebx).unwrap();
+        asm.jmp(rsi).unwrap();
+    });
+    machine.code_at(CODE + 0x1000, |asm| {
+        asm.inc(ebx).unwrap();
+        asm.jmp(rdi).unwrap();
+    });
+    machine.code_at(far, |asm| {
+        let mut end = asm.create_label();
+        asm.cmp(ebx, 1000).unwrap();
+        asm.je(end).unwrap();
+        asm.jmp(rsi).unwrap();
+        asm.set_label(&mut end).unwrap();
+        asm.out(i32::from(STOP), al).unwrap();
+    });
+    assert_eq!(machine.run_to_stop().gpr[3], 1000);
+}
+
+#[test]
 fn a_level_interrupt_comes_again_until_its_line_is_low() {
     let mut machine = Machine::new();
     // Redirection entry 5: vector 0x40, level-triggered.

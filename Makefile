@@ -37,6 +37,10 @@ kernel: ## Build the guest kernel (cached by a hash of its configuration and pat
 	$(call say,guest kernel)
 	@guest/kernel/build.sh $(GUEST)
 
+.PHONY: debian-kernels
+debian-kernels: ## Fetch Debian's stock kernels, which tests boot unchanged (cached; nothing is installed)
+	@guest/debian-kernels.sh $(GUEST)
+
 .PHONY: programs
 programs: ## Build target/release/kombi, target/release/kombi-vmm and the guest's init
 	$(call say,kombi and kombi-vmm)
@@ -67,7 +71,7 @@ bench: build images ## Measure against QEMU microvm (TCG) and native, side by si
 ## --- proving
 
 .PHONY: test
-test: setup kernel programs images lint ## Set up, build, and run every test and check
+test: setup kernel debian-kernels programs images lint ## Set up, build, and run every test and check
 	$(call say,tests)
 	@cargo nextest run --workspace --locked
 	@cargo test --workspace --locked --doc -q

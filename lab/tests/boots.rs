@@ -1,4 +1,5 @@
-//! Our kernel on the software engine, from the first instruction to its end.
+//! Our kernel and Debian's on the software engine, from the first instruction to
+//! their end.
 
 use std::io::Read;
 use std::os::unix::net::UnixStream;
@@ -13,14 +14,15 @@ use tempfile::TempDir;
 /// No guest of these tests takes longer.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What `guest/kernel/build.sh` leaves, or `KOMBI_TEST_KERNELS` has.
+/// What `guest/kernel/build.sh` and `guest/debian-kernels.sh` leave, or
+/// `KOMBI_TEST_KERNELS` has.
 fn kernel(name: &str) -> PathBuf {
     let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guest");
     let dir = std::env::var_os("KOMBI_TEST_KERNELS").map_or(built, PathBuf::from);
     let path = dir.join(name);
     assert!(
         path.exists(),
-        "no kernel {path:?}: run guest/kernel/build.sh first"
+        "no kernel {path:?}: run guest/kernel/build.sh and guest/debian-kernels.sh first"
     );
     path
 }
@@ -29,6 +31,7 @@ struct Boot {
     dir: TempDir,
     kernel: &'static str,
     args: &'static str,
+    memory_mib: u32,
     rest: serde_json::Value,
 }
 
@@ -38,6 +41,7 @@ impl Boot {
             dir: tempfile::tempdir().unwrap(),
             kernel: "vmlinux",
             args: "console=ttyS0 quiet panic=-1",
+            memory_mib: 128,
             rest: serde_json::json!({}),
         }
     }
@@ -56,7 +60,7 @@ impl Boot {
                 "initrd_path": initrd,
                 "boot_args": self.args,
             },
-            "machine-config": {"mem_size_mib": 128, "engine": "soft"},
+            "machine-config": {"mem_size_mib": self.memory_mib, "engine": "soft"},
         });
         draft
             .as_object_mut()
@@ -176,4 +180,44 @@ fn a_kernel_without_a_root_says_so() {
     let (ended, text) = boot.run("");
     assert_outcome(&ended, &text, Outcome::Reset);
     assert!(ended.kernel_panic().unwrap().contains("VFS"), "{text}");
+}
+
+#[test]
+fn debians_cloud_kernel_boots_to_user_space_as_it_is() {
+    check_stock_kernel("debian-cloud.bzImage", "-cloud-amd64");
+}
+
+#[test]
+fn debians_generic_kernel_boots_to_user_space_as_it_is() {
+    check_stock_kernel("debian-generic.bzImage", "-amd64");
+}
+
+/// A distribution's kernel: compressed, relocatable, with everything compiled in that
+/// hardware of thirty years may have; the command line is Firecracker's default.
+fn check_stock_kernel(kernel: &'static str, release: &str) {
+    let boot = Boot {
+        kernel,
+        args: "console=ttyS0 reboot=k panic=1 pci=off",
+        memory_mib: 256,
+        ..Boot::new()
+    };
+    let (ended, text) = boot.run(
+        "echo from init: $(uname -r)\n\
+         echo sum: $(busybox dd if=/dev/urandom bs=64k count=16 2>/dev/null | gzip | gunzip | wc -c)\n\
+         dmesg | grep -E 'WARNING|BUG:|Oops|unable to|[Uu]nchecked|self-test.*fail' | sed 's/^/complaint: /'\n\
+         poweroff -f",
+    );
+    let from_init = text.lines().find(|line| line.starts_with("from init: 6."));
+    assert!(
+        from_init.is_some_and(|line| line.ends_with(release)),
+        "{text}"
+    );
+    assert!(text.contains("sum: 1048576\n"), "{text}");
+    let complaints = text
+        .lines()
+        .filter(|line| line.starts_with("complaint: "))
+        // True of a CPU that has no microcode to mitigate it.
+        .filter(|line| !line.contains("RETBleed"));
+    assert_eq!(complaints.collect::<Vec<_>>(), [""; 0], "{text}");
+    assert_outcome(&ended, &text, Outcome::PowerOff);
 }

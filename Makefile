@@ -68,6 +68,12 @@ bench: build images ## Measure against QEMU microvm (TCG) and native, side by si
 	@setup/packages.sh bench
 	@cargo run --release --locked -q -p bench -- all
 
+.PHONY: bench-engine
+bench-engine: build ## Measure the engine row by row: native, QEMU TCG, Kombi; and its memory
+	@setup/packages.sh bench bench-engine
+	@bench/guest/image.sh target/bench/debian
+	@cargo run --release --locked -q -p bench -- engine
+
 ## --- proving
 
 .PHONY: test

@@ -3,12 +3,16 @@
 //! ratio of the medians, and the spread of the pairwise ratios.
 //!
 //! usage: bench [all|boot|run|cpu|memory|python]
+//!        bench engine [--only NAME,…] [--rounds N] [--no-qemu] [--vmm PATH] [--other PATH]
 #![forbid(unsafe_code)]
 
+mod engine;
 mod figures;
 mod guests;
 mod measures;
+mod memory;
 mod rivals;
+mod rows;
 
 use std::process::ExitCode;
 
@@ -24,14 +28,25 @@ const MEASURES: [(&str, Measure); 5] = [
 ];
 
 fn main() -> ExitCode {
-    let asked = std::env::args().nth(1).unwrap_or_else(|| "all".to_owned());
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if words.first().is_some_and(|word| word == "engine") {
+        let result = engine::Asked::parse(&words[1..]).and_then(|asked| engine::run(&asked));
+        return match result {
+            Ok(reached) => conclude(reached),
+            Err(error) => {
+                eprintln!("bench engine: {error:#}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    let asked = words.into_iter().next().unwrap_or_else(|| "all".to_owned());
     let chosen: Vec<_> = MEASURES
         .iter()
         .filter(|(name, _)| asked == "all" || asked == *name)
         .collect();
     if chosen.is_empty() {
         let names: Vec<_> = MEASURES.iter().map(|(name, _)| *name).collect();
-        eprintln!("usage: bench [all|{}]", names.join("|"));
+        eprintln!("usage: bench [all|{}|engine]", names.join("|"));
         return ExitCode::from(2);
     }
     let guests = match guests::Guests::prepare() {
@@ -51,6 +66,10 @@ fn main() -> ExitCode {
             }
         }
     }
+    conclude(all_reached)
+}
+
+fn conclude(all_reached: bool) -> ExitCode {
     println!(
         "\n{}",
         if all_reached {

@@ -21,17 +21,47 @@ const QEMU_MACHINE: &str =
 const QEMU_FIRST_DEVICE: &str = "virtio_mmio.device=512@0xfeb00e00:12";
 const MEMORY_MIB: u32 = 256;
 
+/// What a machine of either kind boots.
+pub(crate) struct Machine<'a> {
+    pub(crate) kernel: &'a Path,
+    pub(crate) initramfs: &'a Path,
+    /// More of the kernel's command line.
+    pub(crate) parameters: String,
+    pub(crate) memory_mib: u32,
+    /// Its first disk, read-only.
+    pub(crate) disk: Option<&'a Path>,
+}
+
 /// `kombi-vmm` with an initramfs, serial console on standard output.
 pub(crate) fn kombi_vmm(guests: &Guests, initramfs: &Path) -> Result<Child> {
-    let config = json!({
+    let machine = Machine {
+        kernel: &guests.kernel,
+        initramfs,
+        parameters: String::new(),
+        memory_mib: MEMORY_MIB,
+        disk: None,
+    };
+    kombi_machine(&guests.vmm, &machine)
+}
+
+/// The monitor `vmm` with `machine`, serial console on standard output.
+pub(crate) fn kombi_machine(vmm: &Path, machine: &Machine<'_>) -> Result<Child> {
+    let mut config = json!({
         "boot-source": {
-            "kernel_image_path": guests.kernel,
-            "initrd_path": initramfs,
-            "boot_args": format!("{PARAMETERS} reboot=k"),
+            "kernel_image_path": machine.kernel,
+            "initrd_path": machine.initramfs,
+            "boot_args": format!("{PARAMETERS} reboot=k {}", machine.parameters),
         },
-        "machine-config": { "vcpu_count": 1, "mem_size_mib": MEMORY_MIB },
+        "machine-config": { "vcpu_count": 1, "mem_size_mib": machine.memory_mib },
     });
-    let mut child = Command::new(&guests.vmm)
+    if let Some(disk) = machine.disk {
+        config["drives"] = json!([{
+            "drive_id": "disk",
+            "path_on_host": disk,
+            "is_read_only": true,
+        }]);
+    }
+    let mut child = Command::new(vmm)
         .args(["--no-api", "--config-file", "-"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -43,8 +73,22 @@ pub(crate) fn kombi_vmm(guests: &Guests, initramfs: &Path) -> Result<Child> {
     Ok(child)
 }
 
+/// QEMU with `machine`, serial console on standard output.
+pub(crate) fn qemu_machine(machine: &Machine<'_>) -> Result<Child> {
+    let mut parameters = machine.parameters.clone();
+    if machine.disk.is_some() {
+        parameters = format!("{QEMU_FIRST_DEVICE} {parameters}");
+    }
+    let mut qemu = qemu_base(machine.kernel, machine.memory_mib, &parameters);
+    qemu.arg("-initrd").arg(machine.initramfs);
+    if let Some(disk) = machine.disk {
+        qemu_disk(&mut qemu, disk);
+    }
+    qemu.spawn().context("failed to start qemu-system-x86_64")
+}
+
 /// QEMU without devices: more are added by the caller.
-fn qemu_base(guests: &Guests, more_parameters: &str) -> Command {
+fn qemu_base(kernel: &Path, memory_mib: u32, more_parameters: &str) -> Command {
     let mut qemu = Command::new("qemu-system-x86_64");
     qemu.args([
         "-M",
@@ -55,11 +99,11 @@ fn qemu_base(guests: &Guests, more_parameters: &str) -> Command {
     ])
     .args([
         "-object",
-        &format!("memory-backend-memfd,id=ram,size={MEMORY_MIB}M"),
+        &format!("memory-backend-memfd,id=ram,size={memory_mib}M"),
     ])
     .args([
         "-m",
-        &MEMORY_MIB.to_string(),
+        &memory_mib.to_string(),
         "-smp",
         "1",
         "-display",
@@ -68,7 +112,7 @@ fn qemu_base(guests: &Guests, more_parameters: &str) -> Command {
         "stdio",
         "-kernel",
     ])
-    .arg(&guests.kernel)
+    .arg(kernel)
     .args([
         "-append",
         &format!("{PARAMETERS} reboot=t {more_parameters}"),
@@ -81,25 +125,32 @@ fn qemu_base(guests: &Guests, more_parameters: &str) -> Command {
 
 /// QEMU with an initramfs, serial console on standard output.
 pub(crate) fn qemu(guests: &Guests, initramfs: &Path) -> Result<Child> {
-    qemu_base(guests, "")
-        .arg("-initrd")
-        .arg(initramfs)
-        .spawn()
-        .context("failed to start qemu-system-x86_64")
+    qemu_machine(&Machine {
+        kernel: &guests.kernel,
+        initramfs,
+        parameters: String::new(),
+        memory_mib: MEMORY_MIB,
+        disk: None,
+    })
 }
 
 /// QEMU with an EROFS root and `init` as PID 1.
 pub(crate) fn qemu_root(guests: &Guests, layer: &Path, init: &str) -> Command {
     let mut qemu = qemu_base(
-        guests,
+        &guests.kernel,
+        MEMORY_MIB,
         &format!("{QEMU_FIRST_DEVICE} root=/dev/vda rootfstype=erofs ro init={init}"),
     );
-    qemu.args(["-device", "virtio-blk-device,drive=root", "-drive"])
-        .arg(format!(
-            "id=root,if=none,format=raw,readonly=on,file={}",
-            layer.display()
-        ));
+    qemu_disk(&mut qemu, layer);
     qemu
+}
+
+fn qemu_disk(qemu: &mut Command, disk: &Path) {
+    qemu.args(["-device", "virtio-blk-device,drive=disk", "-drive"])
+        .arg(format!(
+            "id=disk,if=none,format=raw,readonly=on,file={}",
+            disk.display()
+        ));
 }
 
 /// Time from now until `child`'s console shows `mark`; the child is then killed.
@@ -150,7 +201,10 @@ pub(crate) fn end(child: &mut Child) {
     let _ = child.wait();
 }
 
-fn console(child: &mut Child) -> Result<impl Iterator<Item = std::io::Result<String>> + use<>> {
+/// The lines that the machine prints.
+pub(crate) fn console(
+    child: &mut Child,
+) -> Result<impl Iterator<Item = std::io::Result<String>> + use<>> {
     match child.stdout.take() {
         Some(output) => Ok(BufReader::new(output)
             .split(b'\n')

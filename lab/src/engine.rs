@@ -115,8 +115,16 @@ impl Guest {
     /// # Errors
     /// [`Error::Memory`] and [`Error::Engine`].
     pub fn start() -> Result<Self, Error> {
+        Self::start_on(SoftHypervisor::default())
+    }
+
+    /// A guest on an engine with settings of its own.
+    ///
+    /// # Errors
+    /// As [`Guest::start`].
+    pub fn start_on(engine_of_it: SoftHypervisor) -> Result<Self, Error> {
         let ram = GuestRam::new(ByteSize(MEMORY_BYTES))?;
-        let mut partition = SoftHypervisor::default()
+        let mut partition = engine_of_it
             .create(ram.clone(), 1)
             .map_err(engine("make a machine"))?;
         let vcpu = partition.vcpu(0).map_err(engine("hand out its CPU"))?;

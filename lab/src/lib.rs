@@ -13,6 +13,7 @@ pub mod layout;
 pub mod oracle;
 pub mod program;
 mod random;
+pub mod verifier;
 
 pub use random::Random;
 

@@ -1,97 +1,10 @@
 //! Our kernel and Debian's on the software engine, from the first instruction to
 //! their end.
 
-use std::io::Read;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+mod boot;
 
-use hv_soft::SoftHypervisor;
-use lab::initramfs::Initramfs;
-use machine::{Ended, Machine, Outcome, Stdio};
-use tempfile::TempDir;
-
-/// No guest of these tests takes longer.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// What `guest/kernel/build.sh` and `guest/debian-kernels.sh` leave, or
-/// `KOMBI_TEST_KERNELS` has.
-fn kernel(name: &str) -> PathBuf {
-    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guest");
-    let dir = std::env::var_os("KOMBI_TEST_KERNELS").map_or(built, PathBuf::from);
-    let path = dir.join(name);
-    assert!(
-        path.exists(),
-        "no kernel {path:?}: run guest/kernel/build.sh and guest/debian-kernels.sh first"
-    );
-    path
-}
-
-struct Boot {
-    dir: TempDir,
-    kernel: &'static str,
-    args: &'static str,
-    memory_mib: u32,
-    rest: serde_json::Value,
-}
-
-impl Boot {
-    fn new() -> Self {
-        Self {
-            dir: tempfile::tempdir().unwrap(),
-            kernel: "vmlinux",
-            args: "console=ttyS0 quiet panic=-1",
-            memory_mib: 128,
-            rest: serde_json::json!({}),
-        }
-    }
-
-    /// Boots with `script` as PID 1; returns how it ended and what it printed.
-    fn run(&self, script: &str) -> (Ended, String) {
-        let busybox = std::fs::read("/bin/busybox").expect("busybox-static is installed");
-        let mounts = "/bin/busybox --install -s /bin; export PATH=/bin; \
-                      mount -t proc p /proc; mount -t sysfs s /sys; mount -t devtmpfs d /dev";
-        let disk = Initramfs::with_busybox(&busybox, &format!("{mounts}\n{script}"));
-        let initrd = self.dir.path().join("initrd");
-        std::fs::write(&initrd, disk.finish()).unwrap();
-        let mut draft = serde_json::json!({
-            "boot-source": {
-                "kernel_image_path": kernel(self.kernel),
-                "initrd_path": initrd,
-                "boot_args": self.args,
-            },
-            "machine-config": {"mem_size_mib": self.memory_mib, "engine": "soft"},
-        });
-        draft
-            .as_object_mut()
-            .unwrap()
-            .extend(self.rest.as_object().unwrap().clone());
-        let blueprint = blueprint::Draft::from_json(draft.to_string().as_bytes())
-            .unwrap()
-            .check()
-            .unwrap();
-
-        let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let stdio = Stdio {
-            input: None,
-            output: ours.into(),
-        };
-        let machine = Machine::build(&blueprint, &SoftHypervisor::default(), stdio).unwrap();
-        let stop = machine.stop_handle();
-        // Ends with the test's process.
-        std::thread::spawn(move || {
-            std::thread::sleep(PATIENCE);
-            stop.stop();
-        });
-        let reader = std::thread::spawn(move || {
-            let mut text = Vec::new();
-            theirs.read_to_end(&mut text).unwrap();
-            String::from_utf8_lossy(&text).replace('\r', "")
-        });
-        let ended = machine.run().unwrap();
-        (ended, reader.join().unwrap())
-    }
-}
+use boot::Boot;
+use machine::{Ended, Outcome};
 
 #[track_caller]
 fn assert_outcome(ended: &Ended, text: &str, wanted: Outcome) {

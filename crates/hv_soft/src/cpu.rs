@@ -22,6 +22,7 @@ use crate::enter::{ContextBox, Fpu};
 use crate::exceptions::{Fault, GP};
 use crate::guest_ram::Ram;
 use crate::mmu::tlb::{Fills, PageSet};
+use crate::partition::Observer;
 use crate::rest::Rest;
 use crate::stats::EngineStats;
 use crate::translate::Translating;
@@ -84,6 +85,7 @@ pub(crate) struct Cpu {
     pub(crate) nmi_blocked: bool,
     pub(crate) stats: EngineStats,
     pub(crate) rest: Rest,
+    pub(crate) observer: Option<Observer>,
 }
 
 impl Cpu {

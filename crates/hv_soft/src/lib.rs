@@ -55,7 +55,7 @@ mod translate;
 mod vcpu;
 
 pub use cpuid::host_check;
-pub use partition::{Options, SoftHypervisor, SoftPartition};
+pub use partition::{Observer, Options, SoftHypervisor, SoftPartition};
 pub use stats::EngineStats;
 pub use vcpu::SoftVcpu;
 

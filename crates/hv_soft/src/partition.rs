@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use hv::{Error, GuestRam, Hypervisor, Interrupts, Partition};
-use translator::block::Thunks;
+use translator::block::{Block, Request, Thunks};
 use x86::state::VcpuState;
 
 use crate::apic::Chips;
@@ -47,17 +47,34 @@ impl Default for Options {
     }
 }
 
+/// Called with each translation before it can run: what was asked and what came out.
+/// For tests that prove something of every block.
+pub type Observer = fn(&Request, &Block);
+
 /// The software engine.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SoftHypervisor {
     options: Options,
+    observer: Option<Observer>,
 }
 
 impl SoftHypervisor {
     /// The engine with settings other than the default.
     #[must_use]
     pub fn new(options: Options) -> Self {
-        Self { options }
+        Self {
+            options,
+            observer: None,
+        }
+    }
+
+    /// The engine that shows each translation to `observer`.
+    #[must_use]
+    pub fn observed(self, observer: Observer) -> Self {
+        Self {
+            observer: Some(observer),
+            ..self
+        }
     }
 }
 
@@ -86,7 +103,8 @@ impl Hypervisor for SoftHypervisor {
         let mut cpus = Vec::new();
         for (id, bell) in bells.into_iter().enumerate() {
             let ram = Ram::new(memory.clone());
-            let cpu = new_cpu(id as u32, ram, Arc::clone(&chips), clock, self.options)?;
+            let mut cpu = new_cpu(id as u32, ram, Arc::clone(&chips), clock, self.options)?;
+            cpu.observer = self.observer;
             cpus.push(Some(SoftVcpu::new(Box::new(cpu), bell)));
         }
         Ok(SoftPartition { cpus, chips })
@@ -150,6 +168,7 @@ fn new_cpu(
         nmi_blocked: false,
         stats: EngineStats::default(),
         rest: crate::rest::Rest::new(),
+        observer: None,
     })
 }
 

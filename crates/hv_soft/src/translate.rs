@@ -151,7 +151,12 @@ impl Cpu {
             .pool
             .extend(copies.into_iter().filter_map(|slot| slot.into_inner()?.1));
         let id = match result {
-            Ok(()) => self.keep(key, &translating.block).map_err(NoBlock::Fault),
+            Ok(()) => {
+                if let Some(observer) = self.observer {
+                    observer(&request, &translating.block);
+                }
+                self.keep(key, &translating.block).map_err(NoBlock::Fault)
+            }
             Err(Refused::NotBounceable) => Err(NoBlock::NotBounceable),
             Err(Refused::Fetch(va)) => Err(NoBlock::Fault(self.fetch_fault(va))),
         };

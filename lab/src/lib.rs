@@ -1,6 +1,7 @@
 //! Boots guests ([`initramfs`] and `tests/boots.rs`), and compares the software engine with the real CPU: the same code from the same
 //! state, once in a forked child ([`oracle`]), once in a guest ([`engine`]), must
-//! leave the same registers, flags and memory, or fault alike.
+//! leave the same registers, flags and memory, or fault alike. What the engine emits
+//! is proved harmless besides, from the host code alone ([`verifier`]).
 //!
 //! Unsafe code is in `oracle` only.
 #![deny(unsafe_code)]

@@ -162,10 +162,7 @@ fn observe(request: &Request, block: &Block) {
 /// How many blocks were proved since the last call.
 #[track_caller]
 fn all_were_harmless() -> u64 {
-    let (sum, blocks, violations) = std::mem::replace(
-        &mut *OBSERVED.lock().unwrap(),
-        (Proof::default(), 0, Vec::new()),
-    );
+    let (sum, blocks, violations) = std::mem::take(&mut *OBSERVED.lock().unwrap());
     println!("{blocks} blocks: {sum:?}");
     assert!(
         violations.is_empty(),
@@ -204,4 +201,200 @@ fn every_block_of_a_boot_is_harmless() {
     );
     assert_eq!(ended.result.unwrap(), Outcome::PowerOff);
     assert!(all_were_harmless() > 20_000);
+}
+
+/// Translates `code`, replaces `from` by `to` in what came out, and gives why that is
+/// refused.
+#[track_caller]
+fn tampered(kind: Kind, code: &[u8], from: &[u8], to: &[u8]) -> &'static str {
+    assert_eq!(from.len(), to.len(), "nothing moves");
+    let mut bytes = code.to_vec();
+    bytes.resize(8192, 0x90);
+    let pages = Pages {
+        page: 0x7000_1000,
+        bytes,
+    };
+    let request = Request {
+        va: 0x7000_1000,
+        mode: Mode::Kernel,
+        kind,
+        place: PLACE,
+        first_exit: 0x1000,
+        thunks: THUNKS,
+    };
+    let mut block = Block::default();
+    Translator::new(Options::default())
+        .translate(&request, &pages, &mut block)
+        .unwrap();
+    verify(&request, &block).unwrap();
+    let at = block.code.windows(from.len()).rposition(|w| w == from);
+    let at = at.unwrap_or_else(|| panic!("{from:02x?} is not in {:02x?}", block.code));
+    block.code[at..at + to.len()].copy_from_slice(to);
+    verify(&request, &block)
+        .expect_err("harmful code was taken for harmless")
+        .why
+}
+
+/// `mov rax, [rbx]; xor eax, eax; ret`: the flags are dead, so that the check compares.
+const LOAD: &[u8] = &[0x48, 0x8b, 0x03, 0x31, 0xc0, 0xc3];
+
+#[test]
+fn a_check_of_fewer_bytes_than_the_operand_has_is_found() {
+    // cmp r14, 4096 - 8 becomes 4096 - 7
+    let why = tampered(
+        Kind::PerAccess,
+        LOAD,
+        &[0x49, 0x81, 0xfe, 0xf8, 0x0f, 0, 0, 0x0f, 0x87],
+        &[0x49, 0x81, 0xfe, 0xf9, 0x0f, 0, 0, 0x0f, 0x87],
+    );
+    assert_eq!(why, "an operand that no check covers");
+}
+
+#[test]
+fn a_check_whose_outcome_is_ignored_is_found() {
+    // ja becomes jb
+    for condition in [0x82, 0x83, 0x84, 0x86, 0x8f] {
+        let why = tampered(
+            Kind::PerAccess,
+            LOAD,
+            &[0x49, 0x81, 0xfe, 0xf8, 0x0f, 0, 0, 0x0f, 0x87],
+            &[0x49, 0x81, 0xfe, 0xf8, 0x0f, 0, 0, 0x0f, condition],
+        );
+        assert_eq!(why, "an operand that no check covers");
+    }
+}
+
+#[test]
+fn an_operand_beside_the_one_that_was_checked_is_found() {
+    // mov rax, [rbx + r14] becomes [rsi + r14], and [rbx + r15]
+    for to in [[0x4a, 0x8b, 0x04, 0x36], [0x4a, 0x8b, 0x04, 0x3b]] {
+        let why = tampered(Kind::PerAccess, LOAD, &[0x4a, 0x8b, 0x04, 0x33], &to);
+        assert_eq!(why, "an operand that no check covers");
+    }
+}
+
+#[test]
+fn a_store_behind_a_check_for_reading_is_found() {
+    let why = tampered(
+        Kind::PerAccess,
+        LOAD,
+        &[0x4a, 0x8b, 0x04, 0x33],
+        &[0x4a, 0x89, 0x04, 0x33],
+    );
+    assert_eq!(why, "an operand that no check covers");
+}
+
+#[test]
+fn an_access_to_the_host_by_a_guest_register_is_found() {
+    // mov rax, [rbx + r14] becomes nop; mov rax, [rbx], and with FS and GS
+    for (to, wanted) in [
+        ([0x90, 0x48, 0x8b, 0x03], "an operand that no check covers"),
+        (
+            [0x64, 0x48, 0x8b, 0x03],
+            "a segment other than the context's",
+        ),
+        (
+            [0x65, 0x48, 0x8b, 0x03],
+            "a field of the context that is out of reach",
+        ),
+    ] {
+        let why = tampered(Kind::PerAccess, LOAD, &[0x4a, 0x8b, 0x04, 0x33], &to);
+        assert!(
+            why == wanted || why == "a table of the context that is out of reach",
+            "{why}"
+        );
+    }
+}
+
+#[test]
+fn instructions_that_leave_the_guest_are_found() {
+    let harmful: [[u8; 4]; 17] = [
+        [0x90, 0x90, 0x0f, 0x05], // syscall
+        [0x90, 0x90, 0x0f, 0x34], // sysenter
+        [0x90, 0x90, 0xcd, 0x80], // int 0x80
+        [0x90, 0x90, 0x90, 0xcc], // int3
+        [0x90, 0x90, 0xe6, 0x80], // out
+        [0x90, 0x90, 0x90, 0xf4], // hlt
+        [0x90, 0x90, 0x8e, 0xe8], // mov gs, eax
+        [0x90, 0x0f, 0x01, 0xf8], // swapgs
+        [0x90, 0x0f, 0xa1, 0x90], // pop fs
+        [0x90, 0x0f, 0xa2, 0x90], // cpuid
+        [0x90, 0x90, 0x90, 0x50], // push rax
+        [0x90, 0x90, 0x90, 0xc3], // ret
+        [0x90, 0x90, 0xff, 0xe0], // jmp rax
+        [0x90, 0x90, 0xff, 0xd0], // call rax
+        [0x90, 0x90, 0x90, 0xd7], // xlat
+        [0x66, 0x0f, 0xf7, 0xc1], // maskmovdqu
+        [0x90, 0x0f, 0xae, 0x03], // fxsave [rbx]
+    ];
+    for to in harmful {
+        let why = tampered(Kind::PerAccess, LOAD, &[0x4a, 0x8b, 0x04, 0x33], &to);
+        assert!(
+            matches!(
+                why,
+                "not on the list"
+                    | "privileged, or saves or restores state"
+                    | "a computed jump to where the guest says"
+                    | "an operand of a kind that is not allowed"
+                    | "a jump where none is expected"
+            ),
+            "{to:02x?}: {why}"
+        );
+    }
+}
+
+#[test]
+fn a_host_address_left_in_a_guest_register_is_found() {
+    // stosb: not r14 behind it becomes three NOPs
+    let why = tampered(
+        Kind::PerAccess,
+        &[0xaa, 0x31, 0xc0, 0xc3],
+        &[0xaa, 0x49, 0xf7, 0xd6],
+        &[0xaa, 0x90, 0x90, 0x90],
+    );
+    assert_eq!(why, "a host address in a guest register on leaving");
+}
+
+#[test]
+fn a_bit_index_that_is_not_masked_is_found() {
+    // bts [rbx], rax; ret: shrx r15, r15, rcx becomes sarx
+    let why = tampered(
+        Kind::PerAccess,
+        &[0x48, 0x0f, 0xab, 0x03, 0xc3],
+        &[0xc4, 0x42, 0xf3, 0xf7, 0xff],
+        &[0xc4, 0x42, 0xf2, 0xf7, 0xff],
+    );
+    assert_eq!(why, "a bit index beyond the operand");
+}
+
+#[test]
+fn a_jump_into_an_instruction_is_found() {
+    // the check's jump goes a byte further
+    let code = &[0x49, 0x81, 0xfe, 0xf8, 0x0f, 0, 0, 0x0f, 0x87];
+    let mut block = Block::default();
+    let request = Request {
+        va: 0x7000_1000,
+        mode: Mode::Kernel,
+        kind: Kind::PerAccess,
+        place: PLACE,
+        first_exit: 0x1000,
+        thunks: THUNKS,
+    };
+    let mut bytes = LOAD.to_vec();
+    bytes.resize(8192, 0x90);
+    let pages = Pages {
+        page: 0x7000_1000,
+        bytes,
+    };
+    Translator::new(Options::default())
+        .translate(&request, &pages, &mut block)
+        .unwrap();
+    let at = block
+        .code
+        .windows(code.len())
+        .position(|w| w == code)
+        .unwrap();
+    block.code[at + code.len()] += 1;
+    let why = verify(&request, &block).unwrap_err().why;
+    assert_eq!(why, "a jump into the middle of an instruction");
 }

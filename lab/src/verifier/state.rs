@@ -195,18 +195,16 @@ impl State {
 
     /// What is known both here and there, at `at`.
     pub(crate) fn join(&mut self, symbols: &mut Symbols, other: &Self, at: u32) {
-        let mut slot = 0;
-        for (mine, theirs) in self
+        let pairs = self
             .registers
             .iter_mut()
             .chain(&mut self.cells)
-            .zip(other.registers.iter().chain(&other.cells))
-        {
+            .zip(other.registers.iter().chain(&other.cells));
+        for (slot, (mine, theirs)) in pairs.enumerate() {
             if mine != theirs {
                 let clean = symbols.clean(mine) && symbols.clean(theirs);
                 *mine = unknown(symbols, at, slot, clean);
             }
-            slot += 1;
         }
         self.in_page.retain_mut(|fact| {
             let found = other
@@ -236,13 +234,12 @@ impl State {
     /// again, before control goes there.
     pub(crate) fn rewind(&mut self, symbols: &mut Symbols, at: u32) {
         let stale = i64::from(at);
-        let mut slot = 0;
-        for value in self.registers.iter_mut().chain(&mut self.cells) {
+        let values = self.registers.iter_mut().chain(&mut self.cells);
+        for (slot, value) in values.enumerate() {
             if symbols.born(value) >= stale {
                 let clean = symbols.clean(value);
                 *value = unknown(symbols, at, slot, clean);
             }
-            slot += 1;
         }
         let tag = |symbols: &Symbols, tag: Symbol| symbols.born(&Value::symbol(tag));
         self.in_page
@@ -259,9 +256,9 @@ impl State {
 }
 
 /// A value at the join at `at`.
-fn unknown(symbols: &mut Symbols, at: u32, slot: u32, clean: bool) -> Value {
+fn unknown(symbols: &mut Symbols, at: u32, slot: usize, clean: bool) -> Value {
     // Apart from the results of the instruction there.
-    let slot = slot + 64;
+    let slot = slot as u32 + 64;
     Value::symbol(symbols.get(if clean {
         Meaning::Result(at, slot)
     } else {

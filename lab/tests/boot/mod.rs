@@ -26,17 +26,17 @@ fn kernel(name: &str) -> PathBuf {
     path
 }
 
-pub struct Boot {
-    pub dir: TempDir,
-    pub kernel: &'static str,
-    pub args: &'static str,
-    pub memory_mib: u32,
-    pub rest: serde_json::Value,
-    pub engine: SoftHypervisor,
+pub(crate) struct Boot {
+    pub(crate) dir: TempDir,
+    pub(crate) kernel: &'static str,
+    pub(crate) args: &'static str,
+    pub(crate) memory_mib: u32,
+    pub(crate) rest: serde_json::Value,
+    pub(crate) engine: SoftHypervisor,
 }
 
 impl Boot {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             dir: tempfile::tempdir().unwrap(),
             kernel: "vmlinux",
@@ -48,7 +48,7 @@ impl Boot {
     }
 
     /// Boots with `script` as PID 1; returns how it ended and what it printed.
-    pub fn run(&self, script: &str) -> (Ended, String) {
+    pub(crate) fn run(&self, script: &str) -> (Ended, String) {
         let busybox = std::fs::read("/bin/busybox").expect("busybox-static is installed");
         let mounts = "/bin/busybox --install -s /bin; export PATH=/bin; \
                       mount -t proc p /proc; mount -t sysfs s /sys; mount -t devtmpfs d /dev";

@@ -47,7 +47,6 @@ pub(crate) struct Record {
     pub(crate) guest_len: u16,
     indirect: u16,
     direct: u16,
-    pub(crate) flags_wanted: u8,
     /// Mode (bit 0), kind (bits 1 and 2), [`CROSSES`], [`LIVE`].
     bits: u8,
 }
@@ -243,7 +242,6 @@ impl Blocks {
             guest_len: block.guest_len,
             indirect: block.indirect_entry,
             direct: block.direct_entry,
-            flags_wanted: block.flags_wanted,
             bits: key.bits() | LIVE | if second.is_some() { CROSSES } else { 0 },
         });
         self.heads[hash] = id + 1;

@@ -7,10 +7,10 @@
 use std::cell::{Cell, OnceCell};
 
 use hv::Gpa;
-use translator::block::{GuestCode, Kind, Refused, Request};
+use translator::block::{GuestCode, Refused, Request};
 use translator::context::Mode;
 
-use crate::blocks::{Blocks, Id, Key};
+use crate::blocks::{Id, Key};
 use crate::cpu::Cpu;
 use crate::enter::tsc;
 use crate::exceptions::{Fault, GP};
@@ -29,7 +29,6 @@ type PageCopy = Box<[u8; 4096]>;
 struct Fetch<'a> {
     paging: Paging,
     ram: &'a Ram,
-    blocks: &'a Blocks,
     mode: Mode,
     /// First byte of the block.
     va: u64,
@@ -81,17 +80,6 @@ impl GuestCode for Fetch<'_> {
         }
         None
     }
-
-    fn flags_wanted(&self, va: u64) -> Option<u8> {
-        let page = self.page_of(va)?;
-        let id = self.blocks.find(Key {
-            va,
-            page,
-            mode: self.mode,
-            kind: Kind::Grouped,
-        })?;
-        Some(self.blocks.record(id).flags_wanted)
-    }
 }
 
 /// Why there is no block.
@@ -127,7 +115,6 @@ impl Cpu {
         let fetch = Fetch {
             paging: self.paging(),
             ram: &self.ram,
-            blocks: &self.blocks,
             mode: key.mode,
             va: key.va,
             page: key.page,

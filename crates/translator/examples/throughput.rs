@@ -21,10 +21,6 @@ impl GuestCode for Text {
             .min(self.bytes.len());
         self.bytes.get(from..to).filter(|bytes| !bytes.is_empty())
     }
-
-    fn flags_wanted(&self, _: u64) -> Option<u8> {
-        None
-    }
 }
 
 fn word<const N: usize>(file: &[u8], at: usize) -> Option<[u8; N]> {

@@ -1,7 +1,8 @@
 //! Writes host instructions into a buffer. Positions are byte offsets from the
 //! place where the code will run.
 
-use crate::context::Context;
+use crate::context::{Context, S2};
+use crate::relocation::{Relocation, Target};
 
 /// No register.
 pub(crate) const NONE: u8 = 0xff;
@@ -75,6 +76,7 @@ pub(crate) mod op {
 #[derive(Default)]
 pub(crate) struct Assembler {
     pub code: Vec<u8>,
+    pub relocations: Vec<Relocation>,
     pub place: u64,
 }
 
@@ -256,6 +258,25 @@ impl Assembler {
         let end = self.place.wrapping_add(u64::from(self.here()) + 5);
         let d = (target.wrapping_sub(end) as i32).to_le_bytes();
         self.bytes([0xe9, d[0], d[1], d[2], d[3]]);
+    }
+
+    /// `jmp` to a thunk.
+    pub(crate) fn jmp_to_thunk(&mut self, thunk: Target, address: u64) {
+        self.relocations.push(Relocation {
+            at: self.here() + 1,
+            target: thunk,
+        });
+        self.jmp_to(address);
+    }
+
+    /// Leaves through exit `number`: six bytes and five.
+    pub(crate) fn exit(&mut self, number: u32, thunk: u64) {
+        self.relocations.push(Relocation {
+            at: self.here() + 2,
+            target: Target::Exit,
+        });
+        self.constant(S2, u64::from(number));
+        self.jmp_to(thunk);
     }
 
     /// `jrcxz` over a `jmp rel32`, whose rel32's position is returned.

@@ -1,6 +1,7 @@
 //! What the translator is asked and what it answers.
 
 use crate::context::Mode;
+use crate::relocation::Relocation;
 
 /// What kind of code is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -26,6 +27,16 @@ pub struct Thunks {
     pub jump_miss: u64,
     /// Refills the stack slot from the TLB, by mode.
     pub stack_refill: [u64; 2],
+}
+
+impl Thunks {
+    pub(crate) fn stack_refill_of(&self, mode: Mode) -> u64 {
+        let [kernel, user] = self.stack_refill;
+        match mode {
+            Mode::Kernel => kernel,
+            Mode::User => user,
+        }
+    }
 }
 
 /// The exit number of a jump cache miss: the target is in S1 (`scratch[0]`).
@@ -57,9 +68,6 @@ pub trait GuestCode {
     /// The bytes from `va` to the end of its page, if it may be executed in the
     /// request's mode. Touches no guest-visible state but accessed bits.
     fn tail(&self, va: u64) -> Option<&[u8]>;
-
-    /// The status flags that an existing block at `va` needs, if there is one.
-    fn flags_wanted(&self, va: u64) -> Option<u8>;
 }
 
 /// Why there is no translation.
@@ -139,11 +147,26 @@ pub enum Exit {
     Stale,
 }
 
+/// Guest code behind a block or at a target of its jumps that the translator
+/// looked at: with other bytes there, the block might have to be another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Consulted {
+    /// Guest linear address.
+    pub va: u64,
+    /// Bytes, all in one page.
+    pub len: u16,
+}
+
 /// A translation. The vectors are reused from call to call.
 #[derive(Clone, Debug, Default)]
 pub struct Block {
     /// Host code, to be placed at `Request::place`.
     pub code: Vec<u8>,
+    /// What of the code depends on `Request::place`, `first_exit` and `thunks`.
+    pub relocations: Vec<Relocation>,
+    /// What the translation depends on beside its own guest bytes, the request and
+    /// the options.
+    pub consulted: Vec<Consulted>,
     /// Exits; the first has number `Request::first_exit`.
     pub exits: Vec<Exit>,
     /// (host position, guest position) of each instruction, ascending, hot part
@@ -163,7 +186,4 @@ pub struct Block {
     /// The (only) instruction runs into the next page: the block may be entered
     /// through the jump cache only, whose filler checks both pages.
     pub crosses_page: bool,
-    /// Status flags that the block reads before it writes them, as the low byte
-    /// of RFLAGS with OF at bit 3 (a position that RFLAGS leaves free).
-    pub flags_wanted: u8,
 }

@@ -5,6 +5,7 @@ use crate::block::Exit;
 use crate::context::{Context, S1, S2};
 use crate::emitter::{ColdKind, Emitter};
 use crate::plan::{PAGE, Step};
+use crate::relocation::Target;
 
 const RCX: u8 = 1;
 const HLT: u8 = 0xf4;
@@ -93,7 +94,8 @@ impl Emitter<'_> {
         // jrcxz over the next two
         self.asm.bytes([0xe3, 8]);
         self.asm.mov(RCX, S2);
-        self.asm.jmp_to(self.request.thunks.jump_miss);
+        self.asm
+            .jmp_to_thunk(Target::JumpMiss, self.request.thunks.jump_miss);
         self.asm.mov(RCX, S2);
     }
 }

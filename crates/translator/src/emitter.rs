@@ -9,6 +9,7 @@ use crate::block::{Exit, Kind, Request};
 use crate::context::{Context, JumpCache, Mode, S1, S2, Tlb};
 use crate::groups::{Check, Groups};
 use crate::plan::{PAGE, Step};
+use crate::relocation::Target;
 
 /// Most jumps that one cold part takes.
 pub(crate) const JUMPS_MAX: usize = 6;
@@ -114,8 +115,7 @@ impl Emitter<'_> {
             .first_exit
             .wrapping_add(self.out.exits.len() as u32);
         self.out.exits.push(exit);
-        self.asm.constant(S2, u64::from(number));
-        self.asm.jmp_to(self.request.thunks.exit);
+        self.asm.exit(number, self.request.thunks.exit);
     }
 
     pub(crate) fn access_exit(&self, step: &Step, size: u8, write: bool, stack: bool) -> Exit {
@@ -246,15 +246,10 @@ impl Emitter<'_> {
     /// Asks the stub to fill the stack's slot from the TLB. It goes to `retry` when
     /// it did, to the exit right behind when it could not: see `stubs.rs`.
     fn stack_refill(&mut self, retry: u32) {
-        let [kernel, user] = self.request.thunks.stack_refill;
-        let stub = if self.request.mode == Mode::Kernel {
-            kernel
-        } else {
-            user
-        };
+        let stub = self.request.thunks.stack_refill_of(self.request.mode);
         // lea S2, [rip + 10]: past the two jumps
         self.asm.bytes([0x4c, 0x8d, 0x3d, 10, 0, 0, 0]);
-        self.asm.jmp_to(stub);
+        self.asm.jmp_to_thunk(Target::StackRefill, stub);
         let back = self.asm.jmp();
         self.asm.patch(back, retry);
     }

@@ -8,32 +8,49 @@
 
 use iced_x86::{Decoder, Instruction, OpKind};
 
-use crate::block::{GuestCode, Kind, Request};
-use crate::plan::{DECODER_OPTIONS, PAGE, Step};
+use crate::block::{Consulted, GuestCode, Kind, Request};
+use crate::plan::{DECODER_OPTIONS, Step};
 use crate::reencode::operand_kind;
 use crate::table::{Class, Row, STATUS, row};
 
 /// Instructions looked at behind a block.
 const PEEK_MAX: usize = 6;
 
-/// Marks [`Step::flags_live`]; returns the flags that the block wants.
-pub(crate) fn mark(request: &Request, guest: &dyn GuestCode, steps: &mut [Step]) -> u8 {
+/// Marks [`Step::flags_live`]. What it learnt that from, beside the block itself, goes
+/// into `consulted` where something turned out dead: taking flags for live is right
+/// with any code there.
+pub(crate) fn mark(
+    request: &Request,
+    guest: &dyn GuestCode,
+    steps: &mut [Step],
+    consulted: &mut Vec<Consulted>,
+) {
     if request.kind == Kind::Bounce {
-        return STATUS;
+        return;
     }
-    let Some(last) = steps.last() else {
-        return STATUS;
-    };
+    let Some(last) = steps.last() else { return };
     let mut live = match last.class {
-        Class::Jump | Class::Call => peek(request, guest, steps, last.ins.near_branch_target()),
+        Class::Jump | Class::Call => peek(
+            request,
+            guest,
+            steps,
+            consulted,
+            last.ins.near_branch_target(),
+        ),
         Class::Return | Class::JumpIndirect | Class::CallIndirect | Class::Interpret => STATUS,
-        _ => peek(request, guest, steps, last.ins.next_ip()),
+        _ => peek(request, guest, steps, consulted, last.ins.next_ip()),
     };
     for i in (0..steps.len()).rev() {
         let Some(step) = steps.get(i) else { break };
         let (class, row) = (step.class, step.row);
         if matches!(class, Class::Jcc | Class::Jrcxz) && live != STATUS {
-            live |= peek(request, guest, steps, step.ins.near_branch_target());
+            live |= peek(
+                request,
+                guest,
+                steps,
+                consulted,
+                step.ins.near_branch_target(),
+            );
         }
         if class == Class::Interpret {
             live = STATUS;
@@ -44,7 +61,6 @@ pub(crate) fn mark(request: &Request, guest: &dyn GuestCode, steps: &mut [Step])
             step.flags_live = live != 0;
         }
     }
-    live
 }
 
 /// Flags that the instruction surely writes.
@@ -63,7 +79,13 @@ fn kills(ins: &Instruction, row: &Row) -> u8 {
 }
 
 /// The flags that code at `target` may read before it writes them.
-fn peek(request: &Request, guest: &dyn GuestCode, steps: &[Step], target: u64) -> u8 {
+fn peek(
+    request: &Request,
+    guest: &dyn GuestCode,
+    steps: &[Step],
+    consulted: &mut Vec<Consulted>,
+    target: u64,
+) -> u8 {
     let mut seen = Seen {
         wanted: 0,
         killed: 0,
@@ -79,10 +101,6 @@ fn peek(request: &Request, guest: &dyn GuestCode, steps: &[Step], target: u64) -
             }
             return seen.result();
         }
-    } else if (target ^ request.va) & !(PAGE - 1) == 0
-        && let Some(wanted) = guest.flags_wanted(target)
-    {
-        return wanted;
     }
     let Some(bytes) = guest.tail(target) else {
         return STATUS;
@@ -98,7 +116,15 @@ fn peek(request: &Request, guest: &dyn GuestCode, steps: &[Step], target: u64) -
             break;
         }
     }
-    seen.result()
+    let result = seen.result();
+    if result != STATUS {
+        let len = decoder.position().min(bytes.len()) as u16;
+        let new = Consulted { va: target, len };
+        if !consulted.contains(&new) {
+            consulted.push(new);
+        }
+    }
+    result
 }
 
 struct Seen {
@@ -129,5 +155,83 @@ impl Seen {
 
     fn result(&self) -> u8 {
         self.wanted | STATUS & !self.killed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::block::Thunks;
+    use crate::context::Mode;
+    use crate::plan;
+
+    const VA: u64 = 0x40_0000;
+
+    struct Pages(Vec<u8>);
+
+    impl GuestCode for Pages {
+        fn tail(&self, va: u64) -> Option<&[u8]> {
+            let offset = usize::try_from(va.checked_sub(VA)?).ok()?;
+            self.0.get(offset..(offset | 0xfff) + 1)
+        }
+    }
+
+    fn liveness(pages: &Pages, kind: Kind) -> Option<(Vec<bool>, Vec<Consulted>, u16)> {
+        let request = Request {
+            va: VA,
+            mode: Mode::User,
+            kind,
+            place: 0,
+            first_exit: 2,
+            thunks: Thunks::default(),
+        };
+        let (mut steps, mut consulted) = (Vec::new(), Vec::new());
+        let decoded = plan::decode(&request, pages, &mut steps).ok()?;
+        mark(&request, pages, &mut steps, &mut consulted);
+        let live = steps.iter().map(|step| step.flags_live).collect();
+        Some((live, consulted, decoded.guest_len))
+    }
+
+    /// Jumps near and far, and instructions that read and write flags.
+    fn code() -> impl Strategy<Value = Vec<u8>> {
+        let piece = prop_oneof![
+            any::<u8>().prop_map(|to| vec![0x74, to]),
+            any::<u16>().prop_map(|to| {
+                let [a, b] = (to & 0x1fff).to_le_bytes();
+                vec![0x0f, 0x82, a, b, 0, 0]
+            }),
+            any::<u8>().prop_map(|to| vec![0xeb, to]),
+            Just(vec![0x01, 0xd8]),
+            Just(vec![0x48, 0x8b, 0x03]),
+            Just(vec![0x11, 0xd8]),
+            Just(vec![0x83, 0xf8, 0x07]),
+        ];
+        prop::collection::vec(piece, 1..40).prop_map(|pieces| pieces.concat())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        /// What makes a kept translation right wherever its bytes are found again.
+        #[test]
+        fn flags_are_dead_only_because_of_bytes_that_were_consulted(
+            code in code(), elsewhere in code(), near in 0_usize..600,
+        ) {
+            let mut one: Vec<u8> = elsewhere.iter().copied().cycle().take(0x4000).collect();
+            one[..code.len()].copy_from_slice(&code);
+            let pages = Pages(one.clone());
+            let (live, consulted, len) = liveness(&pages, Kind::Grouped).unwrap();
+            let mut other: Vec<u8> = (0..0x4000).map(|i| [0x72, 0x11, 0x90][(i + near) % 3]).collect();
+            let kept = consulted.iter().map(|at| ((at.va - VA) as usize, usize::from(at.len)));
+            for (at, len) in kept.chain([(0, usize::from(len))]) {
+                other[at..at + len].copy_from_slice(&one[at..at + len]);
+            }
+            let (other, _, _) = liveness(&Pages(other), Kind::Grouped).unwrap();
+            for (i, (kept, now)) in live.iter().zip(&other).enumerate() {
+                prop_assert!(*kept || !now, "step {i}: {live:?} {other:?}");
+            }
+        }
     }
 }

@@ -36,6 +36,7 @@ mod reencode;
 #[cfg(test)]
 mod reencode_tests;
 mod registers;
+pub mod relocation;
 mod stack;
 mod strings;
 mod stubs;
@@ -43,6 +44,7 @@ mod table;
 mod translate;
 
 pub use allowed::allowed_codes;
-pub use block::{Block, Exit, GuestCode, Kind, Refused, Request, Thunks};
+pub use block::{Block, Consulted, Exit, GuestCode, Kind, Refused, Request, Thunks};
+pub use relocation::{Placing, Relocation, Target};
 pub use stubs::{Stubs, cross_jump_stub, stubs};
 pub use translate::{Options, Translator};

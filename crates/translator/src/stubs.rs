@@ -20,8 +20,8 @@ pub struct Stubs {
 /// The stubs for `place`; `exit_thunk` is [`crate::Thunks::exit`].
 pub fn stubs(place: u64, exit_thunk: u64) -> Stubs {
     let mut asm = Assembler {
-        code: Vec::new(),
         place,
+        ..Assembler::default()
     };
     asm.constant(S2, u64::from(INDIRECT_EXIT));
     asm.jmp_to(exit_thunk);
@@ -78,8 +78,8 @@ fn stack_refill(asm: &mut Assembler, mode: Mode) {
 /// leads to when the target block crosses a page.
 pub fn cross_jump_stub(va: u64, mode: Mode, place: u64) -> Vec<u8> {
     let mut asm = Assembler {
-        code: Vec::new(),
         place,
+        ..Assembler::default()
     };
     cross_jump(&mut asm, va, mode);
     asm.code

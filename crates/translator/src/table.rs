@@ -42,7 +42,7 @@ pub(crate) enum Class {
     RepString,
 }
 
-/// CF, as bit of flag sets here and in [`crate::Block::flags_wanted`].
+/// CF, as bit of flag sets here and in `flags.rs`.
 pub(crate) const CF: u8 = 0x01;
 /// PF.
 pub(crate) const PF: u8 = 0x04;

@@ -1,7 +1,7 @@
 //! One block from request to host code.
 
 use crate::assembler::{Assembler, context};
-use crate::block::{Block, Exit, GuestCode, Kind, Refused, Request};
+use crate::block::{Block, Consulted, Exit, GuestCode, Kind, Refused, Request};
 use crate::context::{Context, S1};
 use crate::emitter::{Emitter, Outcome};
 use crate::flags;
@@ -52,7 +52,8 @@ impl Translator {
         if request.kind == Kind::Bounce && !self.steps.iter().all(can_bounce) {
             return Err(Refused::NotBounceable);
         }
-        block.flags_wanted = flags::mark(request, guest, &mut self.steps);
+        block.consulted.clear();
+        flags::mark(request, guest, &mut self.steps, &mut block.consulted);
         if request.kind == Kind::Grouped && !decoded.crosses_page {
             self.groups.plan(&self.steps);
         } else {
@@ -63,28 +64,37 @@ impl Translator {
         block.guest_len = decoded.guest_len;
         block.instructions = self.steps.len() as u16;
         std::mem::swap(&mut self.asm.code, &mut block.code);
+        std::mem::swap(&mut self.asm.relocations, &mut block.relocations);
         std::mem::swap(&mut self.out.exits, &mut block.exits);
         self.asm.code.clear();
+        self.asm.relocations.clear();
         self.asm.place = request.place;
         self.out.exits.clear();
         self.out.cold.clear();
-        let next_byte = self.byte_behind(request, guest);
+        let next_byte = self.byte_behind(request, guest, &mut block.consulted);
         self.emit(request, next_byte, block);
         std::mem::swap(&mut self.asm.code, &mut block.code);
+        std::mem::swap(&mut self.asm.relocations, &mut block.relocations);
         std::mem::swap(&mut self.out.exits, &mut block.exits);
         Ok(())
     }
 
     /// The byte behind a final STI, in the same page.
-    fn byte_behind(&self, request: &Request, guest: &dyn GuestCode) -> Option<u8> {
+    fn byte_behind(
+        &self,
+        request: &Request,
+        guest: &dyn GuestCode,
+        consulted: &mut Vec<Consulted>,
+    ) -> Option<u8> {
         let last = self
             .steps
             .last()
             .filter(|step| step.class == Class::InterruptsOn)?;
-        guest
-            .tail(request.va)?
-            .get(usize::from(last.next()))
-            .copied()
+        let next = usize::from(last.next());
+        let byte = guest.tail(request.va)?.get(next).copied()?;
+        let va = request.va.wrapping_add(next as u64);
+        consulted.push(Consulted { va, len: 1 });
+        Some(byte)
     }
 
     fn emit(&mut self, request: &Request, next_byte: Option<u8>, block: &mut Block) {

@@ -16,10 +16,6 @@ impl GuestCode for Page {
         let offset = va.checked_sub(VA & !0xfff)?;
         self.0.get(offset as usize..)
     }
-
-    fn flags_wanted(&self, _: u64) -> Option<u8> {
-        None
-    }
 }
 
 fn translate(kind: Kind, mode: Mode, code: &[u8]) -> Block {

@@ -3,7 +3,8 @@
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 use proptest::prelude::*;
 use translator::context::Mode;
-use translator::{Block, Exit, GuestCode, Kind, Options, Request, Thunks, Translator};
+use translator::relocation;
+use translator::{Block, Exit, GuestCode, Kind, Options, Placing, Request, Thunks, Translator};
 
 const VA: u64 = 0x7000_1000;
 const PLACE: u64 = 0x10_0000;
@@ -18,10 +19,6 @@ impl GuestCode for Pages {
         self.0
             .get(offset..end.min(self.0.len()))
             .filter(|tail| !tail.is_empty())
-    }
-
-    fn flags_wanted(&self, _: u64) -> Option<u8> {
-        None
     }
 }
 
@@ -133,6 +130,49 @@ proptest! {
         if translator.translate(&request, &Pages(pages), &mut block).is_ok() {
             positions_are_in_range(&block, block.code.len());
             code_is_well_formed(&block);
+        }
+    }
+}
+
+fn places() -> impl Strategy<Value = (u64, u32, Thunks)> {
+    (0x1000_u64..0x7000_0000, any::<[u16; 4]>(), any::<u32>()).prop_map(
+        |(place, near, first_exit)| {
+            let [exit, jump_miss, kernel, user] = near.map(|less| place - u64::from(less));
+            let thunks = Thunks {
+                exit,
+                jump_miss,
+                stack_refill: [kernel, user],
+            };
+            (place, first_exit >> 4, thunks)
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(3000))]
+
+    #[test]
+    fn a_block_moved_is_the_block_translated_there(
+        code in code(), kind in kinds(), mode in modes(), at_end in any::<bool>(), count in any::<bool>(),
+        here in places(), there in places(),
+    ) {
+        let mut pages = vec![0x90; 8192];
+        let offset = if at_end { 4096 - code.len().min(8) } else { 0 };
+        pages[offset..offset + code.len()].copy_from_slice(&code);
+        let pages = Pages(pages);
+        let request = |(place, first_exit, thunks)| Request {
+            va: VA + offset as u64, mode, kind, place, first_exit, thunks,
+        };
+        let mut translator = Translator::new(Options { count_instructions: count });
+        let (mut moved, mut wanted) = (Block::default(), Block::default());
+        if translator.translate(&request(here), &pages, &mut moved).is_ok() {
+            translator.translate(&request(there), &pages, &mut wanted).unwrap();
+            let (place, first_exit, thunks) = there;
+            let placing = Placing { place, first_exit, thunks, mode };
+            prop_assert!(relocation::place(&mut moved.code, moved.relocations.iter().copied(), &placing));
+            prop_assert_eq!(&moved.code, &wanted.code);
+            prop_assert_eq!(&moved.relocations, &wanted.relocations);
+            prop_assert_eq!(&moved.exits, &wanted.exits);
         }
     }
 }

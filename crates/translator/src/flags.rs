@@ -92,15 +92,15 @@ fn peek(
     };
     let offset = target.wrapping_sub(request.va);
     let own = usize::from(steps.last().map_or(0, Step::next));
-    if (offset as usize) < own {
-        if let Ok(first) = steps.binary_search_by_key(&offset, |step| u64::from(step.at)) {
-            for step in steps.iter().skip(first) {
-                if seen.instruction(&step.ins, step.row) {
-                    break;
-                }
+    if (offset as usize) < own
+        && let Ok(first) = steps.binary_search_by_key(&offset, |step| u64::from(step.at))
+    {
+        for step in steps.iter().skip(first) {
+            if seen.instruction(&step.ins, step.row) {
+                break;
             }
-            return seen.result();
         }
+        return seen.result();
     }
     let Some(bytes) = guest.tail(target) else {
         return STATUS;

@@ -48,3 +48,7 @@ pub use block::{Block, Consulted, Exit, GuestCode, Kind, Refused, Request, Thunk
 pub use relocation::{Placing, Relocation, Target};
 pub use stubs::{Stubs, cross_jump_stub, stubs};
 pub use translate::{Options, Translator};
+
+/// Stands for everything in this build that shapes the translator's output, as 16
+/// hexadecimal digits: builds with the same one translate alike.
+pub const SOURCES: &str = env!("TRANSLATOR_SOURCES");

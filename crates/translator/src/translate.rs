@@ -17,6 +17,15 @@ pub struct Options {
     pub count_instructions: bool,
 }
 
+impl Options {
+    /// A number that is another for options that make other code.
+    #[must_use]
+    pub fn shape(&self) -> u64 {
+        let Self { count_instructions } = *self;
+        u64::from(count_instructions)
+    }
+}
+
 /// Translates blocks. Holds nothing between calls but memory to work in.
 #[derive(Default)]
 pub struct Translator {

@@ -47,10 +47,6 @@ impl GuestCode for Pages {
         tail.get(..tail.len().min(4096 - (offset & 0xfff)))
             .filter(|tail| !tail.is_empty())
     }
-
-    fn flags_wanted(&self, _: u64) -> Option<u8> {
-        None
-    }
 }
 
 /// Translates `code` in every form and proves each; gives what was proved.

@@ -27,6 +27,8 @@ pub fn is_compared(code: Code) -> bool {
             | Code::Rdrand_r32
             | Code::Rdrand_r64
             | Code::Cli
+            | Code::Clac
+            | Code::Stac
             | Code::Sti
             | Code::Swapgs
     )

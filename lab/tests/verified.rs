@@ -22,9 +22,9 @@ const PLACE: u64 = 0x10_0000;
 const THUNKS: Thunks = Thunks {
     exit: PLACE - 0x100,
     jump_miss: PLACE - 0x80,
-    stack_refill: [PLACE - 0x60, PLACE - 0x40],
+    stack_refill: [PLACE - 0x60, PLACE - 0x40, PLACE - 0x20],
 };
-const MODES: [Mode; 2] = [Mode::Kernel, Mode::User];
+const MODES: [Mode; 3] = Mode::ALL;
 const KINDS: [Kind; 3] = [Kind::Grouped, Kind::PerAccess, Kind::Bounce];
 
 fn number(name: &str, otherwise: u64) -> u64 {

@@ -23,6 +23,8 @@ const HASH_HEADS: usize = 1 << 15;
 const OWNER_STEP: usize = 16;
 const LIVE: u8 = 1 << 7;
 const CROSSES: u8 = 1 << 6;
+/// Mode and kind.
+const KEY: u8 = 0xf;
 
 /// Index of a record.
 pub(crate) type Id = u32;
@@ -47,16 +49,16 @@ pub(crate) struct Record {
     pub(crate) guest_len: u16,
     indirect: u16,
     direct: u16,
-    /// Mode (bit 0), kind (bits 1 and 2), [`CROSSES`], [`LIVE`].
+    /// Mode (bits 0 and 1), kind (bits 2 and 3), [`CROSSES`], [`LIVE`].
     bits: u8,
 }
 
 impl Record {
     pub(crate) fn mode(&self) -> Mode {
-        if self.bits & 1 == 0 {
-            Mode::Kernel
-        } else {
-            Mode::User
+        match self.bits & 3 {
+            0 => Mode::Kernel,
+            1 => Mode::User,
+            _ => Mode::KernelUserAccess,
         }
     }
 
@@ -107,8 +109,9 @@ impl Key {
             Kind::Grouped => 0,
             Kind::PerAccess => 1,
             Kind::Bounce => 2,
+            Kind::Step => 3,
         };
-        self.mode as u8 | kind << 1
+        self.mode as u8 | kind << 2
     }
 
     fn hash(self) -> usize {
@@ -208,7 +211,7 @@ impl Blocks {
         let mut next = self.heads[key.hash()];
         while let Some(id) = next.checked_sub(1) {
             let record = &self.records[id as usize];
-            if record.va == key.va && record.page == key.page && record.bits & 7 == bits {
+            if record.va == key.va && record.page == key.page && record.bits & KEY == bits {
                 return Some(id);
             }
             next = record.next_hash;
@@ -296,10 +299,11 @@ impl Blocks {
     }
 
     fn unchain(&mut self, id: Id, record: Record) {
-        let kind = match record.bits >> 1 & 3 {
+        let kind = match record.bits >> 2 & 3 {
             0 => Kind::Grouped,
             1 => Kind::PerAccess,
-            _ => Kind::Bounce,
+            2 => Kind::Bounce,
+            _ => Kind::Step,
         };
         let key = Key {
             va: record.va,

@@ -21,17 +21,18 @@ use crate::decoded::Decoded;
 use crate::enter::{ContextBox, Fpu};
 use crate::exceptions::{Fault, GP};
 use crate::guest_ram::Ram;
+use crate::mmu::spaces::Spaces;
 use crate::mmu::tlb::{Fills, PageSet};
 use crate::partition::Observer;
 use crate::rest::Rest;
 use crate::stats::EngineStats;
+use crate::stepping::Stepping;
 use crate::translate::Translating;
 
 /// RFLAGS bits that live in the host's flags, and so in `Context::rflags`.
 pub(crate) const HOST_FLAGS: u64 = rflags::STATUS | rflags::DF;
 /// RFLAGS bits in `Context::rflags_high`.
-pub(crate) const HIGH_FLAGS: u64 =
-    rflags::TF | rflags::IOPL | rflags::NT | rflags::RF | rflags::AC | rflags::ID;
+pub(crate) const HIGH_FLAGS: u64 = rflags::TF | rflags::IOPL | rflags::NT | rflags::ID;
 
 /// System registers.
 #[derive(Clone, Debug)]
@@ -68,6 +69,7 @@ pub(crate) struct Cpu {
     pub(crate) fpu: Fpu,
     pub(crate) ram: Ram,
     pub(crate) fills: Fills,
+    pub(crate) spaces: Spaces,
     /// Pages that may have been written since the last record.
     pub(crate) written: PageSet,
     /// Host address of the stub for empty jump cache entries.
@@ -81,6 +83,9 @@ pub(crate) struct Cpu {
     pub(crate) clock: Clock,
     pub(crate) id: u32,
     pub(crate) halted: bool,
+    /// RFLAGS.RF: no instruction breakpoint before the next instruction ends.
+    pub(crate) resume: bool,
+    pub(crate) stepping: Stepping,
     pub(crate) nmi_pending: bool,
     pub(crate) nmi_blocked: bool,
     pub(crate) stats: EngineStats,
@@ -93,14 +98,11 @@ impl Cpu {
     pub(crate) fn mode(&self) -> Mode {
         if self.regs.cpl == 3 {
             Mode::User
+        } else if self.context.alignment_check != 0 {
+            Mode::KernelUserAccess
         } else {
             Mode::Kernel
         }
-    }
-
-    #[inline]
-    pub(crate) fn user(&self) -> bool {
-        self.regs.cpl == 3
     }
 
     pub(crate) fn set_cpl(&mut self, cpl: u8) {
@@ -119,6 +121,8 @@ impl Cpu {
             | rflags::FIXED
             | context.interrupts_enabled << 9
             | context.rflags_high
+            | context.alignment_check
+            | u64::from(self.resume) << 16
     }
 
     pub(crate) fn set_rflags(&mut self, value: u64) {
@@ -127,6 +131,8 @@ impl Cpu {
         context.interrupts_enabled = value >> 9 & 1;
         context.direction = value >> 10 & 1;
         context.rflags_high = value & HIGH_FLAGS;
+        context.alignment_check = value & rflags::AC;
+        self.resume = value & rflags::RF != 0;
     }
 
     /// #NM where x87, MMX and SSE are switched off.

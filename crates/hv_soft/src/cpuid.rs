@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::__cpuid_count;
 
-use x86::cpuid::{self, extended_edx, kvm, leaf1_ecx, leaf1_edx, leaf7_ebx};
+use x86::cpuid::{self, extended_edx, kvm, leaf1_ecx, leaf1_edx, leaf7_ebx, leaf7_ecx};
 
 use crate::mmu::walk::PHYSICAL_BITS;
 
@@ -23,7 +23,10 @@ const FEATURES_ECX: u32 = leaf1_ecx::SSE3
     | leaf1_ecx::AES
     | leaf1_ecx::RDRAND;
 /// The engine's own, whatever the host has.
-const OWN_ECX: u32 = leaf1_ecx::X2APIC | leaf1_ecx::TSC_DEADLINE | leaf1_ecx::HYPERVISOR;
+const OWN_ECX: u32 =
+    leaf1_ecx::PCID | leaf1_ecx::X2APIC | leaf1_ecx::TSC_DEADLINE | leaf1_ecx::HYPERVISOR;
+const OWN_LEAF7_EBX: u32 = leaf7_ebx::SMEP | leaf7_ebx::INVPCID | leaf7_ebx::SMAP;
+const OWN_LEAF7_ECX: u32 = leaf7_ecx::UMIP;
 const FEATURES_EDX: u32 = leaf1_edx::FPU
     | leaf1_edx::DE
     | leaf1_edx::PSE
@@ -79,7 +82,9 @@ pub(crate) fn guest(leaf: u32, sub: u32, id: u32, tsc_khz: u64) -> Leaf {
         // Without it Linux trusts the timer for periodic ticks only: no tickless
         // idle, no timer finer than a tick.
         cpuid::THERMAL_AND_POWER => [cpuid::APIC_TIMER_ALWAYS_RUNS, 0, 0, 0],
-        cpuid::EXTENDED_FEATURES if sub == 0 => [0, leaf7_ebx::ERMS, 0, 0],
+        cpuid::EXTENDED_FEATURES if sub == 0 => {
+            [0, leaf7_ebx::ERMS | OWN_LEAF7_EBX, OWN_LEAF7_ECX, 0]
+        }
         cpuid::TOPOLOGY => match sub {
             0 => [0, 1, 1 << 8, id],
             1 => [0, 1, 2 << 8 | 1, id],
@@ -180,7 +185,8 @@ mod tests {
     fn nothing_that_needs_xsave_is_shown() {
         let [_, _, c, _] = guest(1, 0, 0, 2_500_000);
         assert_eq!(c & (1 << 26 | 1 << 27 | 1 << 28 | 1 << 12 | 1 << 29), 0);
-        assert_eq!(guest(7, 0, 0, 2_500_000), [0, leaf7_ebx::ERMS, 0, 0]);
+        let vex = 1 << 3 | 1 << 5 | 1 << 8 | 1 << 16;
+        assert_eq!(guest(7, 0, 0, 2_500_000)[1] & vex, 0);
         assert_eq!(guest(0xd, 0, 0, 2_500_000), [0; 4]);
     }
 

@@ -46,17 +46,17 @@ impl Cpu {
 
     /// Fetches and decodes the instruction at `va`.
     pub(crate) fn fetch(&mut self, va: u64) -> Result<Instruction, Fault> {
-        let user = self.user();
+        let mode = self.mode();
         let mut bytes = [0u8; 15];
         let first = bytes.len().min(4096 - (va & 0xfff) as usize);
-        let walked = self.walk(va, Access::Execute, user)?;
+        let walked = self.walk(va, Access::Execute, mode)?;
         if !self.ram.read(walked.pa, &mut bytes[..first]) {
             return Err(GP);
         }
         let mut instruction = decode(&bytes[..first], va);
         if instruction.is_invalid() && first < bytes.len() {
             let next = (va | 0xfff).wrapping_add(1);
-            let walked = self.walk(next, Access::Execute, user)?;
+            let walked = self.walk(next, Access::Execute, mode)?;
             if !self.ram.read(walked.pa, &mut bytes[first..]) {
                 return Err(GP);
             }

@@ -24,7 +24,7 @@ use crate::fault::Armed;
 use crate::interp;
 use crate::interrupts::{Attention, HostTimer};
 use crate::mmu::access::Place;
-use crate::mmu::tlb::{jump_index, tlb_index};
+use crate::mmu::tlb::jump_index;
 use crate::mmu::walk::Access;
 use crate::translate::NoBlock;
 
@@ -86,7 +86,8 @@ impl Cpu {
     fn look(&mut self) -> Result<u64, Fault> {
         let rip = self.context.rip;
         self.context.scratch[0] = rip;
-        let code = self.context.jumps[self.mode() as usize].code[jump_index(rip)];
+        let mode = self.mode();
+        let code = self.context.jumps[mode as usize].code[jump_index(mode, rip)];
         if code != self.jump_miss {
             Ok(code)
         } else {
@@ -96,8 +97,8 @@ impl Cpu {
 
     fn look_slowly(&mut self) -> Result<u64, Fault> {
         let rip = self.context.rip;
-        let user = self.user();
-        let walked = self.walk(rip, Access::Execute, user)?;
+        let mode = self.mode();
+        let walked = self.walk(rip, Access::Execute, mode)?;
         if !self.ram.contains(walked.pa, 1) {
             return Err(GP);
         }
@@ -110,20 +111,48 @@ impl Cpu {
         };
         let mut id = self.block(key)?;
         if self.blocks.record(id).crosses() {
-            let second = self.walk((rip | 0xfff).wrapping_add(1), Access::Execute, user)?;
+            let second = self.walk((rip | 0xfff).wrapping_add(1), Access::Execute, mode)?;
             global &= second.global;
-            if u64::from(self.blocks.record(id).second) != second.pa >> 12 {
-                if let Some(old) = self.blocks.kill(id) {
-                    let code = self.blocks.buf.address(old.indirect());
-                    self.drop_jump(old.va, old.mode(), code);
-                }
-                id = self.translate(key)?;
-            }
+            id = self.with_second(id, key, second.pa)?;
         }
         let code = self.blocks.buf.address(self.blocks.record(id).indirect());
         self.fill_jump(rip, code, global);
         self.context.scratch[0] = rip;
         Ok(code)
+    }
+
+    /// Block `id`, which runs into a second page, or another one in its place if that
+    /// page is not the one at `second` any more.
+    fn with_second(&mut self, id: Id, key: Key, second: u64) -> Result<Id, Fault> {
+        if u64::from(self.blocks.record(id).second) == second >> 12 {
+            return Ok(id);
+        }
+        if let Some(old) = self.blocks.kill(id) {
+            let code = self.blocks.buf.address(old.indirect());
+            self.drop_jump(old.va, old.mode(), code);
+        }
+        Ok(self.translate(key)?)
+    }
+
+    /// Host address of a block that is the one instruction at RIP.
+    fn step_block(&mut self) -> Result<u64, Fault> {
+        let (va, mode) = (self.context.rip, self.mode());
+        let walked = self.walk(va, Access::Execute, mode)?;
+        if !self.ram.contains(walked.pa, 1) {
+            return Err(GP);
+        }
+        let key = Key {
+            va,
+            page: (walked.pa >> 12) as u32,
+            mode,
+            kind: Kind::Step,
+        };
+        let mut id = self.block(key)?;
+        if self.blocks.record(id).crosses() {
+            let second = self.walk((va | 0xfff).wrapping_add(1), Access::Execute, mode)?;
+            id = self.with_second(id, key, second.pa)?;
+        }
+        Ok(self.blocks.buf.address(self.blocks.record(id).direct()))
     }
 
     fn save_xmm(&mut self) {
@@ -149,14 +178,22 @@ impl Run<'_> {
             if self.ram.guest_ram().epochs().watched_write_pending() {
                 self.invalidate_device_writes();
             }
-            let mut next = self.look().map(Next::Resume);
+            let begun = if self.begin_step() {
+                self.step_block()
+            } else {
+                self.look()
+            };
+            let mut next = begun.map(Next::Resume);
             loop {
                 match next {
                     Ok(Next::Resume(at)) => {
                         let number = self.enter(stay, at);
                         next = self.handle(number, stay);
                     }
-                    Ok(Next::Look) => break,
+                    Ok(Next::Look) => match self.trap() {
+                        Some(fault) => next = Err(fault),
+                        None => break,
+                    },
                     Err(fault) => match self.raise(fault) {
                         Raised::Delivered => break,
                         Raised::TripleFault => return Ok(Ended::TripleFault),
@@ -255,6 +292,9 @@ impl Run<'_> {
             Exit::Stale => {
                 self.stats.stale += 1;
                 self.context.rip = record.va;
+                // An entry that waited with its address space does not know.
+                let code = self.blocks.buf.address(record.indirect());
+                self.drop_jump(record.va, record.mode(), code);
                 Ok(Next::Look)
             }
         }
@@ -291,10 +331,11 @@ impl Run<'_> {
 
     /// RIP is a constant target in the record's page.
     fn link(&mut self, record: &Record, patch: u32) -> Result<Next, Fault> {
+        // Not the record's mode where STAC or CLAC led here.
         let key = Key {
             va: self.context.rip,
             page: record.page,
-            mode: record.mode(),
+            mode: self.mode(),
             kind: Kind::Grouped,
         };
         let generation = self.blocks.generation;
@@ -321,7 +362,7 @@ impl Run<'_> {
     /// An access missed the TLB.
     fn access(&mut self, record: &Record, missed: &Missed, stay: &Stay) -> Result<Next, Fault> {
         let va = self.context.scratch[0];
-        let user = self.user();
+        let mode = self.mode();
         if missed.size == 16 && va & 15 != 0 && wants_alignment(&self.decode(missed.number)?) {
             // Before any page fault; where the page is there, the host's CPU finds out.
             return Err(GP);
@@ -329,7 +370,7 @@ impl Run<'_> {
         if (va & 0xfff) as usize + usize::from(missed.size) > 4096 {
             return self.slow_access(record, missed, stay);
         }
-        let mut place = match self.place(va, missed.write, user) {
+        let mut place = match self.place(va, missed.write, mode) {
             Ok(place) => place,
             Err(fault) => {
                 // Only the stack's slot says so by itself; an RBP does not.
@@ -342,7 +383,7 @@ impl Run<'_> {
             && self.blocks.near_miss((pa >> 12) as u32)
         {
             self.invalidate((pa >> 12) as u32);
-            place = self.place(va, missed.write, user)?;
+            place = self.place(va, missed.write, mode)?;
         }
         if let Place::Memory(_) = place
             && (!missed.stack || self.fill_stack_slot(va))
@@ -355,12 +396,12 @@ impl Run<'_> {
 
     /// Fills the stack's slot, which also wants to be written; false if it cannot be.
     fn fill_stack_slot(&mut self, va: u64) -> bool {
-        let user = self.user();
-        if !matches!(self.place(va, true, user), Ok(Place::Memory(_))) {
+        let mode = self.mode();
+        if !self.fill_ahead(va, true, mode) {
             return false;
         }
-        self.fill_stack(va, user);
-        self.context.tlb[usize::from(user)].stack_tag == va & !0xfff
+        self.fill_stack(va, mode);
+        self.context.tlb[mode as usize].stack_tag == va & !0xfff
     }
 
     /// One instruction whose access the hot path cannot do.
@@ -398,9 +439,9 @@ impl Run<'_> {
     ) -> Result<Next, Fault> {
         self.stats.bounces += 1;
         let va = self.context.scratch[0];
-        let (size, user) = (usize::from(missed.size).min(BOUNCE_MAX), self.user());
+        let (size, mode) = (usize::from(missed.size).min(BOUNCE_MAX), self.mode());
         if missed.write {
-            self.check_write(va, size as u64, user)?;
+            self.check_write(va, size as u64, mode)?;
         }
         let mut operand = [0; BOUNCE_MAX];
         let operand = &mut operand[..size];
@@ -434,16 +475,11 @@ impl Run<'_> {
         if (va & 0xfff) + len > 4096 {
             return false;
         }
-        let user = self.user();
-        if !matches!(self.place(va, write, user), Ok(Place::Memory(_))) {
-            return false;
-        }
         if stack {
             return self.fill_stack_slot(va);
         }
-        let tlb = &self.context.tlb[usize::from(user)];
-        let tags = if write { &tlb.write_tag } else { &tlb.read_tag };
-        tags[tlb_index(va)] == va & !0xfff
+        let mode = self.mode();
+        self.fill_ahead(va, write, mode)
     }
 
     /// Goes on at RIP with every access checked on its own.

@@ -3,6 +3,7 @@
 //! Invariant: a delivery that faults leaves registers as they were, so that the
 //! double fault pushes the original ones.
 
+use translator::context::Mode;
 use x86::control::{efer, vector};
 use x86::descriptor::{self, Descriptor, Gate};
 use x86::registers::{RSP, rflags};
@@ -17,6 +18,8 @@ pub(crate) enum Fault {
     Exception(u8, Option<u32>),
     /// A page fault: linear address and error code.
     Page(u64, u32),
+    /// A debug exception: the bits of DR6 that say why.
+    Debug(u64),
     /// The engine cannot go on.
     Engine(String),
 }
@@ -70,6 +73,10 @@ impl Cpu {
                     self.stats.page_faults += 1;
                     (vector::PF, Some(code))
                 }
+                Fault::Debug(why) => {
+                    self.note_debug(why);
+                    (vector::DB, None)
+                }
                 Fault::Engine(why) => return Raised::Engine(why),
             };
             let (vector, code) = match before {
@@ -86,7 +93,9 @@ impl Cpu {
                 cr2 = self.regs.cr2,
                 "exception"
             );
-            // RF is set in what faults push (SDM vol. 3, §6.8.3); only debuggers look.
+            // SDM vol. 3, §17.3.1.1: what a fault pushes has RF set, so that its
+            // instruction does not hit its breakpoint twice.
+            self.resume |= is_fault(vector);
             match self.deliver(vector, code, Source::Hardware) {
                 Ok(()) => return Raised::Delivered,
                 Err(next) => {
@@ -192,7 +201,13 @@ impl Cpu {
             &frame[8..]
         };
         let rsp = rsp.wrapping_sub(frame.len() as u64);
-        self.store_system(rsp, frame)?;
+        // Pushed as code of the new privilege does: EFLAGS.AC counts, it stays.
+        let mode = match (cpl, self.context.alignment_check) {
+            (3, _) => Mode::User,
+            (_, 0) => Mode::Kernel,
+            (_, _) => Mode::KernelUserAccess,
+        };
+        self.write_memory(rsp, frame, mode)?;
 
         self.context.gpr[RSP] = rsp;
         self.context.rip = gate.offset();
@@ -209,7 +224,9 @@ impl Cpu {
         if gate.kind() == descriptor::TYPE_INTERRUPT_GATE {
             self.context.interrupts_enabled = 0;
         }
-        self.context.rflags_high &= !(rflags::TF | rflags::NT | rflags::RF | rflags::VM);
+        self.context.rflags_high &= !(rflags::TF | rflags::NT);
+        self.resume = false;
+        self.delivered();
         Ok(())
     }
 
@@ -231,6 +248,15 @@ impl Cpu {
         let offset = u64::from(selector & !7);
         (offset + size - 1 <= limit).then(|| base.wrapping_add(offset))
     }
+}
+
+/// Whether an exception is of the fault class, debug exceptions aside (SDM vol. 3,
+/// table 6-1).
+fn is_fault(exception: u8) -> bool {
+    !matches!(
+        exception,
+        vector::DB | vector::NMI | vector::BP | vector::OF | vector::DF
+    )
 }
 
 /// SDM vol. 3, table 6-5.

@@ -51,7 +51,13 @@ impl Cpu {
             }
             let now = self.clock.now();
             self.apic.expire(now);
-            match self.take_interrupts() {
+            let taken = if self.shadowed() {
+                // The next instruction comes first, on its own.
+                Raised::Delivered
+            } else {
+                self.take_interrupts()
+            };
+            match taken {
                 Raised::Delivered => {}
                 Raised::TripleFault => return Attention::End(Exit::TripleFault),
                 Raised::Engine(why) => return Attention::Broken(why),

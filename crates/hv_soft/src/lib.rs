@@ -15,9 +15,8 @@
 //! a safe interface; every other module forbids it.
 //!
 //! What is not enforced: CR0.TS and CR0.EM before x87 and SSE instructions, alignment
-//! checks (RFLAGS.AC), single steps (TF) and hardware breakpoints. 32-bit code does
-//! not run: a far transfer to it raises #GP. Dirty bits of the guest's page tables
-//! may be set for pages that were only read through the stack pointer.
+//! checks (RFLAGS.AC) and hardware breakpoints. 32-bit code does not run: a far
+//! transfer to it raises #GP.
 //!
 //! What a device writes into translated code is seen at the next exit from translated
 //! code, interrupts included; a guest that polls for the device without any exit runs
@@ -51,6 +50,7 @@ mod partition;
 mod rest;
 mod state;
 mod stats;
+mod stepping;
 mod translate;
 mod vcpu;
 

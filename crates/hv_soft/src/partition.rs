@@ -16,9 +16,11 @@ use crate::decoded::Decoded;
 use crate::doorbell::Doorbell;
 use crate::enter::{ContextBox, Fpu, exit_thunk};
 use crate::guest_ram::Ram;
+use crate::mmu::spaces::Spaces;
 use crate::mmu::tlb::{self, Fills, PageSet};
 use crate::msr::PLAIN;
 use crate::stats::EngineStats;
+use crate::stepping::Stepping;
 use crate::translate::Translating;
 use crate::vcpu::SoftVcpu;
 
@@ -150,6 +152,7 @@ fn new_cpu(
         fpu,
         ram,
         fills: Fills::new(),
+        spaces: Spaces::default(),
         written: PageSet::new(pages),
         jump_miss: thunks.jump_miss,
         blocks: Blocks::new(buf, thunks, pages),
@@ -164,6 +167,8 @@ fn new_cpu(
         clock,
         id,
         halted: false,
+        resume: false,
+        stepping: Stepping::default(),
         nmi_pending: false,
         nmi_blocked: false,
         stats: EngineStats::default(),

@@ -8,6 +8,7 @@ use x86::{descriptor, msr, paging};
 
 use crate::cpu::Cpu;
 use crate::enter::{Fpu, MXCSR_MASK};
+use crate::interp::CR4_KNOWN;
 use crate::msr::PLAIN;
 
 fn refuse(why: impl Into<String>) -> Error {
@@ -70,7 +71,7 @@ impl Cpu {
             msrs,
             apic: apic.save(self.clock.now()),
             events: PendingEvents {
-                interrupt_shadow: false,
+                interrupt_shadow: self.shadowed(),
                 nmi_pending,
                 halted: self.halted,
             },
@@ -107,6 +108,7 @@ impl Cpu {
             self.load_msr(index, value)?;
         }
         self.halted = state.events.halted;
+        self.restore_shadow(state.events.interrupt_shadow);
         self.nmi_pending = state.events.nmi_pending;
         self.nmi_blocked = false;
         self.flush_all();
@@ -154,8 +156,7 @@ fn check(state: &VcpuState) -> Result<Fpu, Error> {
     {
         return Err(refuse("it is not in 64-bit mode"));
     }
-    let unknown = cr4::PCIDE | cr4::OSXSAVE | cr4::SMEP | cr4::SMAP | cr4::FSGSBASE | cr4::UMIP;
-    if state.cr4 & unknown != 0 {
+    if state.cr4 & !CR4_KNOWN != 0 {
         return Err(refuse(format!(
             "CR4 {:#x} has features that it lacks",
             state.cr4

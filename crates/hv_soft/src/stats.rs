@@ -45,6 +45,8 @@ pub struct EngineStats {
     pub walks: u64,
     /// TLB flushes.
     pub flushes: u64,
+    /// Loads of CR3 that changed between process-context identifiers.
+    pub space_switches: u64,
     /// Exceptions delivered.
     pub exceptions: u64,
     /// Page faults among them.

@@ -44,7 +44,7 @@ impl Fetch<'_> {
         }
         let walked = self
             .paging
-            .walk(self.ram, va, Access::Execute, self.mode == Mode::User)
+            .walk(self.ram, va, Access::Execute, self.mode)
             .ok()?;
         self.ram
             .contains(walked.pa, 1)
@@ -153,17 +153,17 @@ impl Cpu {
     }
 
     fn fetch_fault(&mut self, va: u64) -> Fault {
-        let user = self.user();
+        let mode = self.mode();
         // Code outside of memory: there is no bus to fetch from.
-        self.walk(va, Access::Execute, user)
+        self.walk(va, Access::Execute, mode)
             .map_or_else(|fault| fault, |_| GP)
     }
 
     fn keep(&mut self, key: Key, block: &translator::Block) -> Result<Id, Fault> {
         let second = if block.crosses_page {
-            let user = self.user();
+            let mode = self.mode();
             let next = (key.va | 0xfff).wrapping_add(1);
-            Some((self.walk(next, Access::Execute, user)?.pa >> 12) as u32)
+            Some((self.walk(next, Access::Execute, mode)?.pa >> 12) as u32)
         } else {
             None
         };

@@ -15,6 +15,10 @@ pub enum Kind {
     /// address in `Context::bounce_at`; ends with [`Exit::Bounced`]. For
     /// page-crossing, memory-mapped and code-page accesses.
     Bounce,
+    /// One instruction, however it ends: [`Exit::Goto`] behind it, and
+    /// [`Exit::Interpret`] for all that jumps. For single steps. Entered only at its
+    /// direct entry, and polls for nothing.
+    Step,
 }
 
 /// Host addresses that translated code jumps to.
@@ -26,15 +30,16 @@ pub struct Thunks {
     /// Where an empty jump cache entry leads: [`INDIRECT_EXIT`].
     pub jump_miss: u64,
     /// Refills the stack slot from the TLB, by mode.
-    pub stack_refill: [u64; 2],
+    pub stack_refill: [u64; crate::context::MODES],
 }
 
 impl Thunks {
     pub(crate) fn stack_refill_of(&self, mode: Mode) -> u64 {
-        let [kernel, user] = self.stack_refill;
+        let [kernel, user, kernel_user_access] = self.stack_refill;
         match mode {
             Mode::Kernel => kernel,
             Mode::User => user,
+            Mode::KernelUserAccess => kernel_user_access,
         }
     }
 }

@@ -22,17 +22,45 @@ pub const S2: u8 = 15;
 pub const TLB_ENTRIES: usize = 4096;
 /// Entries of one jump cache; a power of two.
 pub const JUMP_CACHE_ENTRIES: usize = 1 << 18;
+/// Entries that [`Mode::KernelUserAccess`] uses of its jump cache: what runs there
+/// is a few loops that copy.
+pub const USER_ACCESS_JUMP_ENTRIES: usize = 1 << 12;
 
-/// Which of the two TLBs and jump caches a block uses: the index into
-/// [`Context::tlb`] and [`Context::jumps`].
+/// What a block may access, and so which of the TLBs and jump caches it uses: the
+/// index into [`Context::tlb`] and [`Context::jumps`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Mode {
-    /// CPL 0 to 2.
+    /// CPL 0 to 2, EFLAGS.AC clear.
     Kernel = 0,
     /// CPL 3.
     User = 1,
+    /// CPL 0 to 2, EFLAGS.AC set: SMAP lets supervisor code access user pages.
+    KernelUserAccess = 2,
 }
+
+impl Mode {
+    /// Every mode, in the order of its index.
+    pub const ALL: [Mode; MODES] = [Mode::Kernel, Mode::User, Mode::KernelUserAccess];
+
+    /// Whether this is CPL 3.
+    #[must_use]
+    pub const fn is_user(self) -> bool {
+        matches!(self, Mode::User)
+    }
+
+    /// Entries of the mode's jump cache that are used; a power of two.
+    #[must_use]
+    pub const fn jump_entries(self) -> usize {
+        match self {
+            Mode::Kernel | Mode::User => JUMP_CACHE_ENTRIES,
+            Mode::KernelUserAccess => USER_ACCESS_JUMP_ENTRIES,
+        }
+    }
+}
+
+/// Number of modes.
+pub const MODES: usize = 3;
 
 /// Translations of guest linear pages to host addresses. Entry `i` serves pages
 /// whose number is `i` modulo [`TLB_ENTRIES`].
@@ -60,7 +88,7 @@ pub struct Tlb {
 }
 
 /// Where indirect and page-crossing jumps look for the host address of a
-/// target's block. Entry `va & (JUMP_CACHE_ENTRIES - 1)`; an empty entry holds
+/// target's block. Entry `va & (Mode::jump_entries - 1)`; an empty entry holds
 /// the address of the `jump_miss` stub. A block's indirect entry checks that it
 /// is the one that was meant.
 #[repr(C)]
@@ -118,7 +146,7 @@ pub struct Context {
     pub interrupts_enabled: u64,
     /// Not zero when the engine wants control at the next chance.
     pub pending: u64,
-    /// RFLAGS bits that live in no host flag: TF, IOPL, NT, RF, AC, ID.
+    /// RFLAGS bits that live in no host flag: TF, IOPL, NT, ID.
     pub rflags_high: u64,
     /// Host address that a [`crate::Kind::Bounce`] block uses as its operand.
     pub bounce_at: u64,
@@ -128,8 +156,12 @@ pub struct Context {
     pub fault_signal: u64,
     /// Host trap number (x86 vector) of that fault.
     pub fault_trap: u64,
-    /// Keeps `xmm` at a multiple of 16 bytes.
-    pub reserved: u64,
+    /// RFLAGS.AC in its place: below CPL 3 it tells the two kernel modes apart.
+    pub alignment_check: u64,
+    /// `jump_mask` of [`Mode::KernelUserAccess`].
+    pub user_access_jump_mask: u64,
+    /// Where no interrupt may come: the address behind the last STI.
+    pub shadow: u64,
     /// Guest instructions executed, where counting is on: kernel, user.
     pub instructions: [u64; 2],
     /// Host MXCSR while inside; the guest's while outside.
@@ -137,9 +169,9 @@ pub struct Context {
     /// XMM registers while outside.
     pub xmm: [[u64; 2]; 16],
     /// TLBs by [`Mode`].
-    pub tlb: [Tlb; 2],
+    pub tlb: [Tlb; MODES],
     /// Jump caches by [`Mode`].
-    pub jumps: [JumpCache; 2],
+    pub jumps: [JumpCache; MODES],
     /// Where accesses that the hot path cannot do are done: 64 spare bytes on
     /// each side of an operand of at most 64 bytes.
     pub bounce: Page,

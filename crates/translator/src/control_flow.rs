@@ -2,13 +2,15 @@
 
 use crate::assembler::{Memory, context};
 use crate::block::Exit;
-use crate::context::{Context, S1, S2};
-use crate::emitter::{ColdKind, Emitter};
+use crate::context::{Context, Mode, S1, S2};
+use crate::emitter::{ColdKind, Emitter, cross_jump};
 use crate::plan::{PAGE, Step};
 use crate::relocation::Target;
 
 const RCX: u8 = 1;
 const HLT: u8 = 0xf4;
+/// RFLAGS.AC.
+const ALIGNMENT_CHECK: i32 = 1 << 18;
 
 impl Emitter<'_> {
     /// Goes on at a constant guest address.
@@ -55,12 +57,13 @@ impl Emitter<'_> {
     }
 
     /// STI ends the block: an interrupt that came while they were off shows in
-    /// `pending` only. STI and HLT are one: between them no interrupt may come
-    /// (SDM, STI), or the guest would sleep through it. `next_byte` is the opcode
-    /// behind STI if it is in the same page.
+    /// `pending` only, and then the engine executes STI. In any case it learns
+    /// where no interrupt may come: behind STI (SDM, STI). STI and HLT are one, as
+    /// idle guests do nothing else. `next_byte` is the opcode behind STI if it is in
+    /// the same page.
     pub(crate) fn interrupts_on(&mut self, step: &Step, next_byte: Option<u8>) {
-        self.asm.store_immediate(context!(interrupts_enabled), 1);
         if next_byte == Some(HLT) {
+            self.asm.store_immediate(context!(interrupts_enabled), 1);
             self.exit(Exit::Interpret { at: step.next() });
             return;
         }
@@ -68,8 +71,28 @@ impl Emitter<'_> {
         self.asm.load(RCX, context!(pending));
         let jump = self.asm.jmp_unless_rcx_zero();
         self.asm.load(RCX, context!(saved_rcx));
-        self.cold(jump, ColdKind::Interrupted { next: step.next() });
+        self.forget();
+        self.asm.constant(S1, step.ins.next_ip());
+        self.asm.store(S1, context!(shadow));
+        self.asm.store_immediate(context!(interrupts_enabled), 1);
+        self.cold(jump, ColdKind::Interrupted { at: step.at });
         self.jump(step.ins.next_ip());
+    }
+
+    /// STAC and CLAC, where they change the mode: the code behind is a block of the
+    /// other one.
+    pub(crate) fn user_access(&mut self, step: &Step, to: Mode) {
+        let on = to == Mode::KernelUserAccess;
+        let value = if on { ALIGNMENT_CHECK } else { 0 };
+        self.asm.store_immediate(context!(alignment_check), value);
+        let next = step.ins.next_ip();
+        if self.in_own_page(next) {
+            let jump = self.asm.jmp();
+            let target = (next & (PAGE - 1)) as u16;
+            self.cold(jump, ColdKind::Link { target });
+        } else {
+            cross_jump(self.asm, next, to);
+        }
     }
 
     pub(crate) fn swap_gs(&mut self) {

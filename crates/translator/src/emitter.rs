@@ -48,8 +48,8 @@ pub(crate) enum ColdKind {
     Link { target: u16 },
     /// A conditional jump out of the page.
     CrossJump { target: u64 },
-    /// An interrupt waited behind STI.
-    Interrupted { next: u16 },
+    /// An interrupt waited before STI.
+    Interrupted { at: u16 },
     /// Nothing to repair.
     Plain { exit: Exit },
 }
@@ -224,9 +224,9 @@ impl Emitter<'_> {
                 self.exit(Exit::Link { target, patch });
             }
             ColdKind::CrossJump { target } => self.cross_jump(target),
-            ColdKind::Interrupted { next } => {
+            ColdKind::Interrupted { at } => {
                 self.asm.load(1, context!(saved_rcx));
-                self.exit(Exit::Goto { next });
+                self.exit(Exit::Interpret { at });
             }
             ColdKind::Plain { exit } => self.exit(exit),
         }
@@ -263,7 +263,11 @@ impl Emitter<'_> {
     /// Jumps to the guest address in S1.
     pub(crate) fn jump_indirect(&mut self) {
         let cache = self.jump_cache().to_le_bytes();
-        self.asm.pext(S2, S1, context!(jump_mask));
+        let mask = match self.request.mode {
+            Mode::Kernel | Mode::User => context!(jump_mask),
+            Mode::KernelUserAccess => context!(user_access_jump_mask),
+        };
+        self.asm.pext(S2, S1, mask);
         // jmp gs:[S2 * 8 + cache]
         self.asm
             .bytes([0x65, 0x42, 0xff, 0x24, 0xc5 | (S2 & 7) << 3]);
@@ -276,7 +280,7 @@ pub(crate) fn jump_cache(mode: Mode) -> i32 {
 }
 
 pub(crate) fn cross_jump(asm: &mut Assembler, target: u64, mode: Mode) {
-    let entries = crate::context::JUMP_CACHE_ENTRIES as u64;
+    let entries = mode.jump_entries() as u64;
     let index = (target & (entries - 1)) as i32;
     asm.constant(S1, target);
     // jmp gs:[entry]

@@ -25,7 +25,7 @@ pub(crate) fn mark(
     steps: &mut [Step],
     consulted: &mut Vec<Consulted>,
 ) {
-    if request.kind == Kind::Bounce {
+    if matches!(request.kind, Kind::Bounce | Kind::Step) {
         return;
     }
     let Some(last) = steps.last() else { return };

@@ -15,8 +15,8 @@
 //! wrong at an exit, and with them in the frame of a page fault.
 //!
 //! Known differences from a CPU: an operand that runs from the last canonical page
-//! into the hole behind it raises the fault of its first page; an interrupt may come
-//! right behind STI, unless HLT follows; the time stamp counter is the host's.
+//! into the hole behind it raises the fault of its first page; the time stamp counter
+//! is the host's.
 //!
 //! The host must have BMI2 (`pext`, `rorx`, `shlx`).
 #![forbid(unsafe_code)]

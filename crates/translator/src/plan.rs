@@ -77,10 +77,9 @@ pub(crate) fn decode(
 ) -> Result<Decoded, Refused> {
     steps.clear();
     let tail = guest.tail(request.va).ok_or(Refused::Fetch(request.va))?;
-    let most = if request.kind == Kind::Bounce {
-        1
-    } else {
-        STEPS_MAX
+    let most = match request.kind {
+        Kind::Bounce | Kind::Step => 1,
+        Kind::Grouped | Kind::PerAccess => STEPS_MAX,
     };
     let mut decoder = Decoder::with_ip(64, tail, request.va, DECODER_OPTIONS);
     let mut jumps = 0;
@@ -151,8 +150,15 @@ pub(crate) fn ends_block(class: Class) -> bool {
             | Class::CallIndirect
             | Class::Return
             | Class::InterruptsOn
+            | Class::UserAccessOn
+            | Class::UserAccessOff
             | Class::RepString
     )
+}
+
+/// May an instruction of this class go on elsewhere than behind itself?
+pub(crate) fn jumps(class: Class) -> bool {
+    class == Class::Jcc || ends_block(class)
 }
 
 /// Everything about one instruction.
@@ -241,9 +247,17 @@ fn class(step: &Step, mode: Mode) -> Class {
         Class::BitString if !step.memory => Class::Copy,
         // The bit offset would have to wrap with the address.
         Class::BitString if has_address32(ins) => Class::Interpret,
-        Class::InterruptsOff | Class::InterruptsOn | Class::SwapGs if mode == Mode::User => {
+        Class::InterruptsOff
+        | Class::InterruptsOn
+        | Class::UserAccessOn
+        | Class::UserAccessOff
+        | Class::SwapGs
+            if mode == Mode::User =>
+        {
             Class::Interpret
         }
+        Class::UserAccessOn if mode == Mode::KernelUserAccess => Class::Nothing,
+        Class::UserAccessOff if mode == Mode::Kernel => Class::Nothing,
         Class::String => string_class(ins),
         class => class,
     }

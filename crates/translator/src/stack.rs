@@ -141,8 +141,10 @@ impl Emitter<'_> {
             self.asm.rotate_right(RAX, RAX, 64 - bit);
             self.asm.add(S2, RAX);
         }
-        self.asm.load(RAX, context!(rflags_high));
-        self.asm.add(S2, RAX);
+        for field in [context!(rflags_high), context!(alignment_check)] {
+            self.asm.load(RAX, field);
+            self.asm.add(S2, RAX);
+        }
         self.asm.load(RAX, context!(temp) + 8);
         self.push_s2(step);
     }

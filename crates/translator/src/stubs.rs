@@ -3,7 +3,7 @@
 
 use crate::assembler::{Assembler, context, op};
 use crate::block::INDIRECT_EXIT;
-use crate::context::{Context, Mode, S1, S2, Tlb};
+use crate::context::{Context, MODES, Mode, S1, S2, Tlb};
 use crate::emitter::cross_jump;
 
 /// Code to be placed where it was asked for, and the host addresses in it.
@@ -14,7 +14,7 @@ pub struct Stubs {
     /// For [`crate::Thunks::jump_miss`].
     pub jump_miss: u64,
     /// For [`crate::Thunks::stack_refill`].
-    pub stack_refill: [u64; 2],
+    pub stack_refill: [u64; MODES],
 }
 
 /// The stubs for `place`; `exit_thunk` is [`crate::Thunks::exit`].
@@ -25,7 +25,7 @@ pub fn stubs(place: u64, exit_thunk: u64) -> Stubs {
     };
     asm.constant(S2, u64::from(INDIRECT_EXIT));
     asm.jmp_to(exit_thunk);
-    let stack_refill = [Mode::Kernel, Mode::User].map(|mode| {
+    let stack_refill = Mode::ALL.map(|mode| {
         let at = place.wrapping_add(u64::from(asm.here()));
         stack_refill(&mut asm, mode);
         at

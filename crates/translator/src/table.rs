@@ -35,6 +35,10 @@ pub(crate) enum Class {
     PushFlags,
     InterruptsOff,
     InterruptsOn,
+    /// STAC.
+    UserAccessOn,
+    /// CLAC.
+    UserAccessOff,
     SwapGs,
     /// MOVS, STOS and LODS, without a prefix.
     String,
@@ -327,7 +331,11 @@ mod tests {
         for entry in LISTS.iter().flat_map(|list| list.iter()) {
             let ours = matches!(
                 entry.row.class,
-                Class::InterruptsOff | Class::InterruptsOn | Class::SwapGs
+                Class::InterruptsOff
+                    | Class::InterruptsOn
+                    | Class::UserAccessOn
+                    | Class::UserAccessOff
+                    | Class::SwapGs
             );
             assert!(ours || !entry.code.is_privileged(), "{:?}", entry.code);
             assert_eq!(

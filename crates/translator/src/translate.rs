@@ -2,7 +2,7 @@
 
 use crate::assembler::{Assembler, context};
 use crate::block::{Block, Consulted, Exit, GuestCode, Kind, Refused, Request};
-use crate::context::{Context, S1};
+use crate::context::{Context, Mode, S1};
 use crate::emitter::{Emitter, Outcome};
 use crate::flags;
 use crate::groups::Groups;
@@ -128,11 +128,11 @@ impl Translator {
         if request.kind == Kind::Grouped && !block.crosses_page {
             emitter.own_entry = Some(entry);
         }
-        if request.kind != Kind::Bounce {
+        if matches!(request.kind, Kind::Grouped | Kind::PerAccess) {
             emitter.asm.load(S1, context!(poll));
         }
         if self.options.count_instructions && request.kind != Kind::Bounce {
-            let counter = context!(instructions) + request.mode as i32 * 8;
+            let counter = context!(instructions) + i32::from(request.mode.is_user()) * 8;
             emitter.asm.load(S1, counter);
             let m = crate::assembler::Memory::at(S1, i32::from(block.instructions));
             emitter.asm.lea(S1, m);
@@ -148,15 +148,20 @@ impl Translator {
             }
             emitter.current = i;
             emitter.start = emitter.asm.here();
-            emitter.step(step, next_byte);
+            if request.kind == Kind::Step && plan::jumps(step.class) {
+                emitter.exit(Exit::Interpret { at: step.at });
+            } else {
+                emitter.step(step, next_byte);
+            }
         }
         if let Some(last) = self.steps.last()
             && !plan::ends_block(last.class)
         {
-            if request.kind == Kind::Bounce {
-                emitter.exit(Exit::Bounced { next: last.next() });
-            } else {
-                emitter.jump(last.ins.next_ip());
+            let next = last.next();
+            match request.kind {
+                Kind::Bounce => emitter.exit(Exit::Bounced { next }),
+                Kind::Step => emitter.exit(Exit::Goto { next }),
+                Kind::Grouped | Kind::PerAccess => emitter.jump(last.ins.next_ip()),
             }
         }
         block.stale = emitter.asm.here();
@@ -191,6 +196,8 @@ impl Emitter<'_> {
             Class::PushFlags => self.push_flags(step),
             Class::InterruptsOff => self.interrupts_off(),
             Class::InterruptsOn => self.interrupts_on(step, next_byte),
+            Class::UserAccessOn => self.user_access(step, Mode::KernelUserAccess),
+            Class::UserAccessOff => self.user_access(step, Mode::Kernel),
             Class::SwapGs => self.swap_gs(),
             Class::String => self.string(step),
             Class::RepString => self.repeated_string(step),

@@ -25,7 +25,7 @@ fn translate(kind: Kind, mode: Mode, code: &[u8]) -> Block {
     let thunks = Thunks {
         exit: PLACE - 0x100,
         jump_miss: PLACE - 0x80,
-        stack_refill: [PLACE - 0x60; 2],
+        stack_refill: [PLACE - 0x60; 3],
     };
     let request = Request {
         va: VA,
@@ -71,19 +71,19 @@ fn load_from_a_base_with_dead_flags_is_checked_by_xor_and_cmp() {
     check(
         &[0x48, 0x8b, 0x43, 0x08, 0x31, 0xc9, 0xeb, 0xf8],
         expect![[r#"
-              17 mov r14, gs:[442000h]
+              17 mov r14, gs:[662000h]
               20 lea r14, [rbx+8]
               24 pext r15, r14, gs:[0B0h]
-              2f xor r14, gs:[r15*8+280h]
+              2f xor r14, gs:[r15*8+290h]
               38 cmp r14, 0FF8h
               3f ja 0000000000000065h
-              45 mov r14, gs:[r15*8+18280h]
+              45 mov r14, gs:[r15*8+18290h]
               4e mov rax, [rbx+r14+8]
               53 xor ecx, ecx
               55 jmp 0000000000000017h
               5a mov r15d, 64h
               60 jmp 0FFFFFFFFFFFFFF00h
-              65 xor r14, gs:[r15*8+280h]
+              65 xor r14, gs:[r15*8+290h]
               6e mov r15d, 65h
               74 jmp 0FFFFFFFFFFFFFF00h
             [Stale, Access { at: 0, size: 8, write: false, stack: false, retry: 32 }]
@@ -97,11 +97,11 @@ fn load_from_a_base_with_live_flags_touches_no_flag() {
     check(
         &[0x48, 0x8b, 0x43, 0x08, 0x0f, 0x92, 0xc0, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[442000h]
+              17 mov r14, gs:[662000h]
               20 lea r14, [rbx+8]
               24 pext r15, r14, gs:[0B0h]
               2f mov gs:[0E8h], rcx
-              38 mov rcx, gs:[r15*8+280h]
+              38 mov rcx, gs:[r15*8+290h]
               41 not rcx
               44 lea r14, [r14+rcx+1]
               49 lea rcx, [r14+7]
@@ -109,14 +109,14 @@ fn load_from_a_base_with_live_flags_touches_no_flag() {
               58 jrcxz 000000000000005Fh
               5a jmp 000000000000008Fh
               5f mov rcx, gs:[0E8h]
-              68 mov r14, gs:[r15*8+18280h]
+              68 mov r14, gs:[r15*8+18290h]
               71 mov rax, [rbx+r14+8]
               76 setb al
               79 mov r15d, 64h
               7f jmp 0FFFFFFFFFFFFFF00h
               84 mov r15d, 65h
               8a jmp 0FFFFFFFFFFFFFF00h
-              8f mov rcx, gs:[r15*8+280h]
+              8f mov rcx, gs:[r15*8+290h]
               98 lea r14, [r14+rcx]
               9c mov rcx, gs:[0E8h]
               a5 mov r15d, 66h
@@ -135,12 +135,12 @@ fn prologue_shares_one_stack_check() {
             0x00, 0x00,
         ],
         expect![[r#"
-              17 mov r14, gs:[442000h]
+              17 mov r14, gs:[662000h]
               20 lea r14, [rsp-28h]
-              25 xor r14, gs:[20280h]
+              25 xor r14, gs:[20290h]
               2e cmp r14, 0FD8h
               35 ja 0000000000000090h
-              3b mov r14, gs:[20290h]
+              3b mov r14, gs:[202A0h]
               44 mov [rsp+r14-8], rbp
               49 lea rsp, [rsp-8]
               4e mov rbp, rsp
@@ -155,7 +155,7 @@ fn prologue_shares_one_stack_check() {
               80 jmp 00000000000000B5h
               85 mov r15d, 64h
               8b jmp 0FFFFFFFFFFFFFF00h
-              90 xor r14, gs:[20280h]
+              90 xor r14, gs:[20290h]
               99 lea r15, [0AAh]
               a0 jmp 0FFFFFFFFFFFFFFA0h
               a5 jmp 0000000000000020h
@@ -174,13 +174,13 @@ fn epilogue_shares_one_stack_check() {
     check(
         &[0x48, 0x83, 0xc4, 0x08, 0x5b, 0x41, 0x5f, 0x5d, 0xc3],
         expect![[r#"
-              17 mov r14, gs:[442000h]
+              17 mov r14, gs:[662000h]
               20 lea r14, [rsp+8]
-              25 xor r14, gs:[20280h]
+              25 xor r14, gs:[20290h]
               2e cmp r14, 0FE0h
               35 ja 0000000000000094h
               3b add rsp, 8
-              3f mov r14, gs:[20290h]
+              3f mov r14, gs:[202A0h]
               48 mov rbx, [rsp+r14]
               4c lea rsp, [rsp+8]
               51 mov r15, [rsp+r14]
@@ -191,10 +191,10 @@ fn epilogue_shares_one_stack_check() {
               6c mov r14, [rsp+r14]
               70 lea rsp, [rsp+8]
               75 pext r15, r14, gs:[0C0h]
-              80 jmp qword ptr gs:[r15*8+402C0h]
+              80 jmp qword ptr gs:[r15*8+602F0h]
               89 mov r15d, 64h
               8f jmp 0FFFFFFFFFFFFFF00h
-              94 xor r14, gs:[20280h]
+              94 xor r14, gs:[20290h]
               9d lea r15, [0AEh]
               a4 jmp 0FFFFFFFFFFFFFFA0h
               a9 jmp 0000000000000020h
@@ -214,13 +214,13 @@ fn fields_of_one_structure_share_one_check() {
             0x0b,
         ],
         expect![[r#"
-              17 mov r14, gs:[442000h]
+              17 mov r14, gs:[662000h]
               20 lea r14, [rbx]
               23 pext r15, r14, gs:[0B0h]
-              2e xor r14, gs:[r15*8+8280h]
+              2e xor r14, gs:[r15*8+8290h]
               37 cmp r14, 0FE8h
               3e ja 0000000000000085h
-              44 mov r15, gs:[r15*8+18280h]
+              44 mov r15, gs:[r15*8+18290h]
               4d mov gs:[0F0h], r15
               56 mov rax, [rbx+r15]
               5a mov rcx, [rbx+r15+8]
@@ -231,7 +231,7 @@ fn fields_of_one_structure_share_one_check() {
               75 jmp 0FFFFFFFFFFFFFF00h
               7a mov r15d, 65h
               80 jmp 0FFFFFFFFFFFFFF00h
-              85 xor r14, gs:[r15*8+8280h]
+              85 xor r14, gs:[r15*8+8290h]
               8e mov r15d, 66h
               94 jmp 0FFFFFFFFFFFFFF00h
             [Interpret { at: 13 }, Stale, Group { at: 0, len: 24, write: true, stack: false, retry: 32, patch: 142 }]
@@ -245,12 +245,12 @@ fn single_push_with_dead_flags_asks_the_stack_slot() {
     check(
         &[0x50, 0x31, 0xc0, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[442000h]
+              17 mov r14, gs:[662000h]
               20 lea r14, [rsp-8]
-              25 xor r14, gs:[20280h]
+              25 xor r14, gs:[20290h]
               2e cmp r14, 0FF8h
               35 ja 0000000000000066h
-              3b mov r14, gs:[20290h]
+              3b mov r14, gs:[202A0h]
               44 mov [rsp+r14-8], rax
               49 lea rsp, [rsp-8]
               4e xor eax, eax
@@ -258,7 +258,7 @@ fn single_push_with_dead_flags_asks_the_stack_slot() {
               56 jmp 0FFFFFFFFFFFFFF00h
               5b mov r15d, 65h
               61 jmp 0FFFFFFFFFFFFFF00h
-              66 xor r14, gs:[20280h]
+              66 xor r14, gs:[20290h]
               6f lea r15, [80h]
               76 jmp 0FFFFFFFFFFFFFFA0h
               7b jmp 0000000000000020h
@@ -275,10 +275,10 @@ fn constant_address_needs_no_index() {
     check(
         &[0x8b, 0x05, 0x00, 0x00, 0x01, 0x00, 0x31, 0xc9, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[442000h]
-              20 cmp qword ptr gs:[300h], 0FFFFFFFF81010000h
+              17 mov r14, gs:[662000h]
+              20 cmp qword ptr gs:[310h], 0FFFFFFFF81010000h
               2d jne 000000000000005Bh
-              33 mov r14, gs:[10300h]
+              33 mov r14, gs:[10310h]
               3c mov eax, [r14+106h]
               43 xor ecx, ecx
               45 mov r15d, 64h
@@ -301,14 +301,14 @@ fn constant_address_with_live_flags() {
             0x8b, 0x05, 0x00, 0x00, 0x01, 0x00, 0x0f, 0x92, 0xc0, 0x0f, 0x0b,
         ],
         expect![[r#"
-              17 mov r14, gs:[442000h]
+              17 mov r14, gs:[662000h]
               20 mov gs:[0E8h], rcx
-              29 mov rcx, gs:[300h]
+              29 mov rcx, gs:[310h]
               32 lea rcx, [rcx+7EFF0000h]
               39 jrcxz 0000000000000040h
               3b jmp 0000000000000072h
               40 mov rcx, gs:[0E8h]
-              49 mov r14, gs:[10300h]
+              49 mov r14, gs:[10310h]
               52 mov eax, [r14+106h]
               59 setb al
               5c mov r15d, 64h
@@ -332,21 +332,21 @@ fn percpu_access_adds_the_gs_base() {
             0x65, 0x48, 0x8b, 0x04, 0x25, 0x34, 0x12, 0x00, 0x00, 0x31, 0xc9, 0x0f, 0x0b,
         ],
         expect![[r#"
-              17 mov r14, gs:[442000h]
+              17 mov r14, gs:[662000h]
               20 mov r14, gs:[118h]
               29 lea r14, [r14+1234h]
               30 pext r15, r14, gs:[0B0h]
-              3b xor r14, gs:[r15*8+280h]
+              3b xor r14, gs:[r15*8+290h]
               44 cmp r14, 0FF8h
               4b ja 0000000000000075h
-              51 add r14, gs:[r15*8+10280h]
+              51 add r14, gs:[r15*8+10290h]
               5a mov rax, [r14]
               5d xor ecx, ecx
               5f mov r15d, 64h
               65 jmp 0FFFFFFFFFFFFFF00h
               6a mov r15d, 65h
               70 jmp 0FFFFFFFFFFFFFF00h
-              75 xor r14, gs:[r15*8+280h]
+              75 xor r14, gs:[r15*8+290h]
               7e mov r15d, 66h
               84 jmp 0FFFFFFFFFFFFFF00h
             [Interpret { at: 11 }, Stale, Access { at: 0, size: 8, write: false, stack: false, retry: 32 }]
@@ -360,17 +360,17 @@ fn guest_r14_and_r15_come_from_the_context() {
     check(
         &[0x4d, 0x01, 0xfe, 0x0f, 0x0b],
         expect![[r#"
-          17 mov r14, gs:[442000h]
-          20 mov r14, gs:[70h]
-          29 mov r15, gs:[78h]
-          32 add r14, r15
-          35 mov gs:[70h], r14
-          3e mov r15d, 64h
-          44 jmp 0FFFFFFFFFFFFFF00h
-          49 mov r15d, 65h
-          4f jmp 0FFFFFFFFFFFFFF00h
-        [Interpret { at: 3 }, Stale]
-    "#]],
+              17 mov r14, gs:[662000h]
+              20 mov r14, gs:[70h]
+              29 mov r15, gs:[78h]
+              32 add r14, r15
+              35 mov gs:[70h], r14
+              3e mov r15d, 64h
+              44 jmp 0FFFFFFFFFFFFFF00h
+              49 mov r15d, 65h
+              4f jmp 0FFFFFFFFFFFFFF00h
+            [Interpret { at: 3 }, Stale]
+        "#]],
     );
 }
 
@@ -380,21 +380,21 @@ fn guest_r14_as_base_and_r15_as_operand() {
     check(
         &[0x45, 0x31, 0x7e, 0x04, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[442000h]
+              17 mov r14, gs:[662000h]
               20 mov r14, gs:[70h]
               29 lea r14, [r14+4]
               2d pext r15, r14, gs:[0B0h]
-              38 xor r14, gs:[r15*8+8280h]
+              38 xor r14, gs:[r15*8+8290h]
               41 cmp r14, 0FFCh
               48 ja 0000000000000079h
-              4e add r14, gs:[r15*8+10280h]
+              4e add r14, gs:[r15*8+10290h]
               57 mov r15, gs:[78h]
               60 xor [r14], r15d
               63 mov r15d, 64h
               69 jmp 0FFFFFFFFFFFFFF00h
               6e mov r15d, 65h
               74 jmp 0FFFFFFFFFFFFFF00h
-              79 xor r14, gs:[r15*8+8280h]
+              79 xor r14, gs:[r15*8+8290h]
               82 mov r15d, 66h
               88 jmp 0FFFFFFFFFFFFFF00h
             [Interpret { at: 4 }, Stale, Access { at: 0, size: 4, write: true, stack: false, retry: 32 }]
@@ -408,13 +408,13 @@ fn high_byte_register_with_memory_borrows_rsi() {
     check(
         &[0x88, 0x23, 0x31, 0xc0, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[442000h]
+              17 mov r14, gs:[662000h]
               20 mov r14, rbx
               23 pext r15, r14, gs:[0B0h]
-              2e xor r14, gs:[r15*8+8280h]
+              2e xor r14, gs:[r15*8+8290h]
               37 cmp r14, 0FFFh
               3e ja 000000000000007Ch
-              44 add r14, gs:[r15*8+10280h]
+              44 add r14, gs:[r15*8+10290h]
               4d mov gs:[0C8h], rsi
               56 lea rsi, [r14]
               59 mov [rsi], ah
@@ -424,7 +424,7 @@ fn high_byte_register_with_memory_borrows_rsi() {
               6c jmp 0FFFFFFFFFFFFFF00h
               71 mov r15d, 65h
               77 jmp 0FFFFFFFFFFFFFF00h
-              7c xor r14, gs:[r15*8+8280h]
+              7c xor r14, gs:[r15*8+8290h]
               85 mov r15d, 66h
               8b jmp 0FFFFFFFFFFFFFF00h
             [Interpret { at: 4 }, Stale, Access { at: 0, size: 1, write: true, stack: false, retry: 32 }]
@@ -438,20 +438,20 @@ fn locked_instruction_keeps_its_lock() {
     check(
         &[0xf0, 0xff, 0x07, 0x31, 0xc0, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[442000h]
+              17 mov r14, gs:[662000h]
               20 lea r14, [rdi]
               23 pext r15, r14, gs:[0B0h]
-              2e xor r14, gs:[r15*8+8280h]
+              2e xor r14, gs:[r15*8+8290h]
               37 cmp r14, 0FFCh
               3e ja 000000000000006Ah
-              44 mov r14, gs:[r15*8+18280h]
+              44 mov r14, gs:[r15*8+18290h]
               4d lock inc dword ptr [rdi+r14]
               52 xor eax, eax
               54 mov r15d, 64h
               5a jmp 0FFFFFFFFFFFFFF00h
               5f mov r15d, 65h
               65 jmp 0FFFFFFFFFFFFFF00h
-              6a xor r14, gs:[r15*8+8280h]
+              6a xor r14, gs:[r15*8+8290h]
               73 mov r15d, 66h
               79 jmp 0FFFFFFFFFFFFFF00h
             [Interpret { at: 5 }, Stale, Access { at: 0, size: 4, write: true, stack: false, retry: 32 }]
@@ -465,7 +465,7 @@ fn prefixes_without_meaning_are_dropped() {
     check(
         &[0x2e, 0x3e, 0xf3, 0x0f, 0xbc, 0xc1, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[442000h]
+              17 mov r14, gs:[662000h]
               20 bsf eax, ecx
               23 mov r15d, 64h
               29 jmp 0FFFFFFFFFFFFFF00h
@@ -482,7 +482,7 @@ fn bit_string_finds_its_word() {
     check(
         &[0x48, 0x0f, 0xab, 0x07, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[442000h]
+              17 mov r14, gs:[662000h]
               20 mov r14, rdi
               23 mov gs:[0E8h], rcx
               2c mov r15, rax
@@ -492,7 +492,7 @@ fn bit_string_finds_its_word() {
               42 lea r14, [r14+r15*8]
               46 pext r15, r14, gs:[0B0h]
               51 mov gs:[0E8h], rcx
-              5a mov rcx, gs:[r15*8+8280h]
+              5a mov rcx, gs:[r15*8+8290h]
               63 not rcx
               66 lea r14, [r14+rcx+1]
               6b lea rcx, [r14+7]
@@ -500,7 +500,7 @@ fn bit_string_finds_its_word() {
               7a jrcxz 0000000000000081h
               7c jmp 00000000000000D5h
               81 mov rcx, gs:[0E8h]
-              8a mov r15, gs:[r15*8+10280h]
+              8a mov r15, gs:[r15*8+10290h]
               93 lea r14, [r14+r15]
               97 mov gs:[0E8h], rcx
               a0 mov r15, rax
@@ -513,7 +513,7 @@ fn bit_string_finds_its_word() {
               c5 jmp 0FFFFFFFFFFFFFF00h
               ca mov r15d, 65h
               d0 jmp 0FFFFFFFFFFFFFF00h
-              d5 mov rcx, gs:[r15*8+8280h]
+              d5 mov rcx, gs:[r15*8+8290h]
               de lea r14, [r14+rcx]
               e2 mov rcx, gs:[0E8h]
               eb mov r15d, 66h
@@ -529,18 +529,18 @@ fn conditional_jump_in_the_page_waits_for_its_link() {
     check(
         &[0x85, 0xc0, 0x74, 0x10, 0xeb, 0xfe],
         expect![[r#"
-          17 mov r14, gs:[442000h]
-          20 test eax, eax
-          22 je 0000000000000038h
-          28 jmp 0000000000000043h
-          2d mov r15d, 64h
-          33 jmp 0FFFFFFFFFFFFFF00h
-          38 mov r15d, 65h
-          3e jmp 0FFFFFFFFFFFFFF00h
-          43 mov r15d, 66h
-          49 jmp 0FFFFFFFFFFFFFF00h
-        [Stale, Link { target: 276, patch: 36 }, Link { target: 260, patch: 41 }]
-    "#]],
+              17 mov r14, gs:[662000h]
+              20 test eax, eax
+              22 je 0000000000000038h
+              28 jmp 0000000000000043h
+              2d mov r15d, 64h
+              33 jmp 0FFFFFFFFFFFFFF00h
+              38 mov r15d, 65h
+              3e jmp 0FFFFFFFFFFFFFF00h
+              43 mov r15d, 66h
+              49 jmp 0FFFFFFFFFFFFFF00h
+            [Stale, Link { target: 276, patch: 36 }, Link { target: 260, patch: 41 }]
+        "#]],
     );
 }
 
@@ -550,15 +550,15 @@ fn loop_to_its_own_start_needs_no_exit() {
     check(
         &[0xff, 0xc9, 0x75, 0xfc, 0x0f, 0x0b],
         expect![[r#"
-          17 mov r14, gs:[442000h]
-          20 dec ecx
-          22 jne 0000000000000017h
-          28 mov r15d, 64h
-          2e jmp 0FFFFFFFFFFFFFF00h
-          33 mov r15d, 65h
-          39 jmp 0FFFFFFFFFFFFFF00h
-        [Interpret { at: 4 }, Stale]
-    "#]],
+              17 mov r14, gs:[662000h]
+              20 dec ecx
+              22 jne 0000000000000017h
+              28 mov r15d, 64h
+              2e jmp 0FFFFFFFFFFFFFF00h
+              33 mov r15d, 65h
+              39 jmp 0FFFFFFFFFFFFFF00h
+            [Interpret { at: 4 }, Stale]
+        "#]],
     );
 }
 
@@ -568,9 +568,9 @@ fn jump_out_of_the_page_goes_through_the_jump_cache() {
     check(
         &[0xe9, 0x00, 0x00, 0x01, 0x00],
         expect![[r#"
-              17 mov r14, gs:[442000h]
+              17 mov r14, gs:[662000h]
               20 mov r14, 0FFFFFFFF81010105h
-              27 jmp qword ptr gs:[0C0AE8h]
+              27 jmp qword ptr gs:[0E0B18h]
               2f mov r15d, 64h
               35 jmp 0FFFFFFFFFFFFFF00h
             [Stale]
@@ -584,10 +584,10 @@ fn indirect_jump_goes_through_the_jump_cache() {
     check(
         &[0xff, 0xe0],
         expect![[r#"
-              17 mov r14, gs:[442000h]
+              17 mov r14, gs:[662000h]
               20 mov r14, rax
               23 pext r15, r14, gs:[0C0h]
-              2e jmp qword ptr gs:[r15*8+402C0h]
+              2e jmp qword ptr gs:[r15*8+602F0h]
               37 mov r15d, 64h
               3d jmp 0FFFFFFFFFFFFFF00h
             [Stale]
@@ -601,10 +601,10 @@ fn indirect_call_through_memory() {
     check(
         &[0xff, 0x53, 0x08],
         expect![[r#"
-              17 mov r14, gs:[442000h]
+              17 mov r14, gs:[662000h]
               20 lea r14, [rsp-8]
               25 mov gs:[0E8h], rcx
-              2e mov rcx, gs:[20280h]
+              2e mov rcx, gs:[20290h]
               37 not rcx
               3a lea r14, [r14+rcx+1]
               3f pext rcx, r14, gs:[0B8h]
@@ -618,7 +618,7 @@ fn indirect_call_through_memory() {
               70 lea r14, [rbx+8]
               74 pext r15, r14, gs:[0B0h]
               7f mov gs:[0E8h], rcx
-              88 mov rcx, gs:[r15*8+280h]
+              88 mov rcx, gs:[r15*8+290h]
               91 not rcx
               94 lea r14, [r14+rcx+1]
               99 lea rcx, [r14+7]
@@ -626,23 +626,23 @@ fn indirect_call_through_memory() {
               a8 jrcxz 00000000000000AFh
               aa jmp 000000000000012Fh
               af mov rcx, gs:[0E8h]
-              b8 mov r14, gs:[r15*8+18280h]
+              b8 mov r14, gs:[r15*8+18290h]
               c1 mov r14, [rbx+r14+8]
               c6 mov gs:[0C8h], r14
-              cf mov r14, gs:[20290h]
+              cf mov r14, gs:[202A0h]
               d8 mov qword ptr [rsp+r14-8], 0FFFFFFFF81000103h
               e1 lea rsp, [rsp-8]
               e6 mov r14, gs:[0C8h]
               ef pext r15, r14, gs:[0C0h]
-              fa jmp qword ptr gs:[r15*8+402C0h]
+              fa jmp qword ptr gs:[r15*8+602F0h]
              103 mov r15d, 64h
              109 jmp 0FFFFFFFFFFFFFF00h
-             10e mov rcx, gs:[20280h]
+             10e mov rcx, gs:[20290h]
              117 lea r14, [r14+rcx]
              11b mov rcx, gs:[0E8h]
              124 mov r15d, 65h
              12a jmp 0FFFFFFFFFFFFFF00h
-             12f mov rcx, gs:[r15*8+280h]
+             12f mov rcx, gs:[r15*8+290h]
              138 lea r14, [r14+rcx]
              13c mov rcx, gs:[0E8h]
              145 mov r15d, 66h
@@ -658,19 +658,19 @@ fn pushf_takes_all_flags_together() {
     check(
         &[0x9c, 0xfa, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[442000h]
+              17 mov r14, gs:[662000h]
               20 lea r14, [rsp-8]
               25 mov gs:[0E8h], rcx
-              2e mov rcx, gs:[20280h]
+              2e mov rcx, gs:[20290h]
               37 not rcx
               3a lea r14, [r14+rcx+1]
               3f pext rcx, r14, gs:[0B8h]
               4a jrcxz 0000000000000051h
-              4c jmp 0000000000000100h
+              4c jmp 000000000000010Dh
               51 lea rcx, [r14+7]
               55 pext rcx, rcx, gs:[0B8h]
               60 jrcxz 0000000000000067h
-              62 jmp 0000000000000100h
+              62 jmp 000000000000010Dh
               67 mov rcx, gs:[0E8h]
               70 mov gs:[0D0h], rax
               79 lahf
@@ -687,21 +687,23 @@ fn pushf_takes_all_flags_together() {
               b0 lea r15, [r15+rax]
               b4 mov rax, gs:[138h]
               bd lea r15, [r15+rax]
-              c1 mov rax, gs:[0D0h]
-              ca mov r14, gs:[20290h]
-              d3 mov [rsp+r14-8], r15
-              d8 lea rsp, [rsp-8]
-              dd mov qword ptr gs:[128h], 0
-              ea mov r15d, 64h
-              f0 jmp 0FFFFFFFFFFFFFF00h
-              f5 mov r15d, 65h
-              fb jmp 0FFFFFFFFFFFFFF00h
-             100 mov rcx, gs:[20280h]
-             109 lea r14, [r14+rcx]
-             10d mov rcx, gs:[0E8h]
-             116 mov r15d, 66h
-             11c jmp 0FFFFFFFFFFFFFF00h
-            [Interpret { at: 2 }, Stale, Group { at: 0, len: 8, write: true, stack: true, retry: 32, patch: 278 }]
+              c1 mov rax, gs:[160h]
+              ca lea r15, [r15+rax]
+              ce mov rax, gs:[0D0h]
+              d7 mov r14, gs:[202A0h]
+              e0 mov [rsp+r14-8], r15
+              e5 lea rsp, [rsp-8]
+              ea mov qword ptr gs:[128h], 0
+              f7 mov r15d, 64h
+              fd jmp 0FFFFFFFFFFFFFF00h
+             102 mov r15d, 65h
+             108 jmp 0FFFFFFFFFFFFFF00h
+             10d mov rcx, gs:[20290h]
+             116 lea r14, [r14+rcx]
+             11a mov rcx, gs:[0E8h]
+             123 mov r15d, 66h
+             129 jmp 0FFFFFFFFFFFFFF00h
+            [Interpret { at: 2 }, Stale, Group { at: 0, len: 8, write: true, stack: true, retry: 32, patch: 291 }]
         "#]],
     );
 }
@@ -712,22 +714,24 @@ fn sti_ends_the_block_and_looks_for_interrupts() {
     check(
         &[0xfb, 0x90],
         expect![[r#"
-              17 mov r14, gs:[442000h]
-              20 mov qword ptr gs:[128h], 1
-              2d mov gs:[0E8h], rcx
-              36 mov rcx, gs:[130h]
-              3f jrcxz 0000000000000046h
-              41 jmp 000000000000005Fh
-              46 mov rcx, gs:[0E8h]
-              4f jmp 0000000000000073h
-              54 mov r15d, 64h
-              5a jmp 0FFFFFFFFFFFFFF00h
-              5f mov rcx, gs:[0E8h]
-              68 mov r15d, 65h
-              6e jmp 0FFFFFFFFFFFFFF00h
-              73 mov r15d, 66h
-              79 jmp 0FFFFFFFFFFFFFF00h
-            [Stale, Goto { next: 1 }, Link { target: 257, patch: 80 }]
+              17 mov r14, gs:[662000h]
+              20 mov gs:[0E8h], rcx
+              29 mov rcx, gs:[130h]
+              32 jrcxz 0000000000000039h
+              34 jmp 000000000000006Fh
+              39 mov rcx, gs:[0E8h]
+              42 mov r14, 0FFFFFFFF81000101h
+              49 mov gs:[170h], r14
+              52 mov qword ptr gs:[128h], 1
+              5f jmp 0000000000000083h
+              64 mov r15d, 64h
+              6a jmp 0FFFFFFFFFFFFFF00h
+              6f mov rcx, gs:[0E8h]
+              78 mov r15d, 65h
+              7e jmp 0FFFFFFFFFFFFFF00h
+              83 mov r15d, 66h
+              89 jmp 0FFFFFFFFFFFFFF00h
+            [Stale, Interpret { at: 0 }, Link { target: 257, patch: 96 }]
         "#]],
     );
 }
@@ -738,7 +742,7 @@ fn sti_hlt_is_one() {
     check(
         &[0xfb, 0xf4],
         expect![[r#"
-              17 mov r14, gs:[442000h]
+              17 mov r14, gs:[662000h]
               20 mov qword ptr gs:[128h], 1
               2d mov r15d, 64h
               33 jmp 0FFFFFFFFFFFFFF00h
@@ -755,13 +759,13 @@ fn string_store_runs_on_host_addresses() {
     check(
         &[0x48, 0xab, 0x31, 0xc0, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[442000h]
+              17 mov r14, gs:[662000h]
               20 mov r14, rdi
               23 pext r15, r14, gs:[0B0h]
-              2e xor r14, gs:[r15*8+8280h]
+              2e xor r14, gs:[r15*8+8290h]
               37 cmp r14, 0FF8h
               3e ja 0000000000000073h
-              44 mov r14, gs:[r15*8+18280h]
+              44 mov r14, gs:[r15*8+18290h]
               4d lea rdi, [rdi+r14]
               51 stosq [rdi]
               53 not r14
@@ -771,7 +775,7 @@ fn string_store_runs_on_host_addresses() {
               63 jmp 0FFFFFFFFFFFFFF00h
               68 mov r15d, 65h
               6e jmp 0FFFFFFFFFFFFFF00h
-              73 xor r14, gs:[r15*8+8280h]
+              73 xor r14, gs:[r15*8+8290h]
               7c mov r15d, 66h
               82 jmp 0FFFFFFFFFFFFFF00h
             [Interpret { at: 4 }, Stale, Access { at: 0, size: 8, write: true, stack: false, retry: 32 }]
@@ -785,20 +789,20 @@ fn repeated_store_has_a_path_in_line() {
     check(
         &[0xf3, 0x48, 0xab, 0x31, 0xc0, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[442000h]
+              17 mov r14, gs:[662000h]
               20 cmp qword ptr gs:[108h], 0
               2a jne 00000000000000A5h
               30 cmp rcx, 200h
               37 ja 00000000000000A5h
               3d pext r15, rdi, gs:[0B0h]
               48 mov r14, rdi
-              4b xor r14, gs:[r15*8+8280h]
+              4b xor r14, gs:[r15*8+8290h]
               54 cmp r14, 0FFFh
               5b ja 00000000000000A5h
               61 lea r14, [r14+rcx*8]
               65 cmp r14, 1000h
               6c ja 00000000000000A5h
-              72 mov r14, gs:[r15*8+18280h]
+              72 mov r14, gs:[r15*8+18290h]
               7b lea rdi, [rdi+r14]
               7f rep stosq [rdi]
               82 not r14
@@ -821,30 +825,30 @@ fn repeated_move_has_a_path_in_line() {
     check(
         &[0xf3, 0xa4, 0x31, 0xc0, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[442000h]
+              17 mov r14, gs:[662000h]
               20 cmp qword ptr gs:[108h], 0
               2a jne 0000000000000100h
               30 cmp rcx, 1000h
               37 ja 0000000000000100h
               3d pext r15, rdi, gs:[0B0h]
               48 mov r14, rdi
-              4b xor r14, gs:[r15*8+8280h]
+              4b xor r14, gs:[r15*8+8290h]
               54 cmp r14, 0FFFh
               5b ja 0000000000000100h
               61 lea r14, [r14+rcx]
               65 cmp r14, 1000h
               6c ja 0000000000000100h
-              72 mov r14, gs:[r15*8+18280h]
+              72 mov r14, gs:[r15*8+18290h]
               7b mov gs:[0C8h], r14
               84 pext r15, rsi, gs:[0B0h]
               8f mov r14, rsi
-              92 xor r14, gs:[r15*8+280h]
+              92 xor r14, gs:[r15*8+290h]
               9b cmp r14, 0FFFh
               a2 ja 0000000000000100h
               a8 lea r14, [r14+rcx]
               ac cmp r14, 1000h
               b3 ja 0000000000000100h
-              b9 mov r14, gs:[r15*8+18280h]
+              b9 mov r14, gs:[r15*8+18290h]
               c2 mov r15, gs:[0C8h]
               cb lea rsi, [rsi+r14]
               cf lea rdi, [rdi+r15]
@@ -871,7 +875,7 @@ fn direction_flag_is_mirrored() {
     check(
         &[0xfd, 0xfc, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[442000h]
+              17 mov r14, gs:[662000h]
               20 mov qword ptr gs:[108h], 1
               2d std
               2e mov qword ptr gs:[108h], 0
@@ -893,7 +897,7 @@ fn lea_is_done_in_place() {
             0x48, 0x8d, 0x44, 0x8b, 0x08, 0x4c, 0x8d, 0x7c, 0x24, 0x08, 0x0f, 0x0b,
         ],
         expect![[r#"
-              17 mov r14, gs:[442000h]
+              17 mov r14, gs:[662000h]
               20 lea rax, [rbx+rcx*4+8]
               25 lea r14, [rsp+8]
               2a mov gs:[78h], r14
@@ -912,20 +916,20 @@ fn pop_to_memory_keeps_the_value_over_the_second_check() {
     check(
         &[0x8f, 0x07, 0x31, 0xc0, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[442000h]
+              17 mov r14, gs:[662000h]
               20 lea r14, [rsp]
-              24 xor r14, gs:[20280h]
+              24 xor r14, gs:[20290h]
               2d cmp r14, 0FF8h
               34 ja 00000000000000A6h
-              3a mov r14, gs:[20290h]
+              3a mov r14, gs:[202A0h]
               43 mov r14, [rsp+r14]
               47 mov gs:[0C8h], r14
               50 mov r14, rdi
               53 pext r15, r14, gs:[0B0h]
-              5e xor r14, gs:[r15*8+8280h]
+              5e xor r14, gs:[r15*8+8290h]
               67 cmp r14, 0FF8h
               6e ja 00000000000000CBh
-              74 add r14, gs:[r15*8+10280h]
+              74 add r14, gs:[r15*8+10290h]
               7d mov r15, gs:[0C8h]
               86 mov [r14], r15
               89 lea rsp, [rsp+8]
@@ -934,13 +938,13 @@ fn pop_to_memory_keeps_the_value_over_the_second_check() {
               96 jmp 0FFFFFFFFFFFFFF00h
               9b mov r15d, 65h
               a1 jmp 0FFFFFFFFFFFFFF00h
-              a6 xor r14, gs:[20280h]
+              a6 xor r14, gs:[20290h]
               af lea r15, [0C0h]
               b6 jmp 0FFFFFFFFFFFFFFA0h
               bb jmp 0000000000000020h
               c0 mov r15d, 66h
               c6 jmp 0FFFFFFFFFFFFFF00h
-              cb xor r14, gs:[r15*8+8280h]
+              cb xor r14, gs:[r15*8+8290h]
               d4 mov r15d, 67h
               da jmp 0FFFFFFFFFFFFFF00h
             [Interpret { at: 4 }, Stale, Access { at: 0, size: 8, write: false, stack: true, retry: 32 }, Access { at: 0, size: 8, write: true, stack: false, retry: 80 }]
@@ -954,20 +958,20 @@ fn sse_operand_is_redirected() {
     check(
         &[0x44, 0x0f, 0x58, 0x0e, 0x31, 0xc0, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[442000h]
+              17 mov r14, gs:[662000h]
               20 lea r14, [rsi]
               23 pext r15, r14, gs:[0B0h]
-              2e xor r14, gs:[r15*8+280h]
+              2e xor r14, gs:[r15*8+290h]
               37 cmp r14, 0FF0h
               3e ja 000000000000006Ah
-              44 mov r14, gs:[r15*8+18280h]
+              44 mov r14, gs:[r15*8+18290h]
               4d addps xmm9, [rsi+r14]
               52 xor eax, eax
               54 mov r15d, 64h
               5a jmp 0FFFFFFFFFFFFFF00h
               5f mov r15d, 65h
               65 jmp 0FFFFFFFFFFFFFF00h
-              6a xor r14, gs:[r15*8+280h]
+              6a xor r14, gs:[r15*8+290h]
               73 mov r15d, 66h
               79 jmp 0FFFFFFFFFFFFFF00h
             [Interpret { at: 6 }, Stale, Access { at: 0, size: 16, write: false, stack: false, retry: 32 }]
@@ -997,21 +1001,21 @@ fn per_access_form_checks_each_access() {
     let code = [0x50, 0x51, 0x31, 0xc0, 0x0f, 0x0b];
     let block = translate(Kind::PerAccess, Mode::User, &code);
     expect![[r#"
-           0 mov r14, gs:[442000h]
+           0 mov r14, gs:[662000h]
            9 lea r14, [rsp-8]
            e pext r15, r14, gs:[0B0h]
-          19 xor r14, gs:[r15*8+282A0h]
+          19 xor r14, gs:[r15*8+282B0h]
           22 cmp r14, 0FF8h
           29 ja 0000000000000093h
-          2f mov r14, gs:[r15*8+382A0h]
+          2f mov r14, gs:[r15*8+382B0h]
           38 mov [rsp+r14-8], rax
           3d lea rsp, [rsp-8]
           42 lea r14, [rsp-8]
           47 pext r15, r14, gs:[0B0h]
-          52 xor r14, gs:[r15*8+282A0h]
+          52 xor r14, gs:[r15*8+282B0h]
           5b cmp r14, 0FF8h
           62 ja 00000000000000A7h
-          68 mov r14, gs:[r15*8+382A0h]
+          68 mov r14, gs:[r15*8+382B0h]
           71 mov [rsp+r14-8], rcx
           76 lea rsp, [rsp-8]
           7b xor eax, eax
@@ -1019,10 +1023,10 @@ fn per_access_form_checks_each_access() {
           83 jmp 0FFFFFFFFFFFFFF00h
           88 mov r15d, 65h
           8e jmp 0FFFFFFFFFFFFFF00h
-          93 xor r14, gs:[r15*8+282A0h]
+          93 xor r14, gs:[r15*8+282B0h]
           9c mov r15d, 66h
           a2 jmp 0FFFFFFFFFFFFFF00h
-          a7 xor r14, gs:[r15*8+282A0h]
+          a7 xor r14, gs:[r15*8+282B0h]
           b0 mov r15d, 67h
           b6 jmp 0FFFFFFFFFFFFFF00h
         [Interpret { at: 4 }, Stale, Access { at: 0, size: 8, write: true, stack: false, retry: 9 }, Access { at: 1, size: 8, write: true, stack: false, retry: 66 }]

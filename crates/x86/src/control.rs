@@ -48,6 +48,8 @@ pub mod cr4 {
     pub const OSXMMEXCPT: u64 = 1 << 10;
     /// User-mode instruction prevention.
     pub const UMIP: u64 = 1 << 11;
+    /// Five levels of page tables.
+    pub const LA57: u64 = 1 << 12;
     /// RDFSBASE and its family.
     pub const FSGSBASE: u64 = 1 << 16;
     /// Process-context identifiers.
@@ -82,6 +84,8 @@ pub mod vector {
     pub const NMI: u8 = 2;
     /// Breakpoint.
     pub const BP: u8 = 3;
+    /// Overflow.
+    pub const OF: u8 = 4;
     /// Invalid opcode.
     pub const UD: u8 = 6;
     /// Device not available.

@@ -48,6 +48,8 @@ pub mod leaf1_ecx {
     pub const SSSE3: u32 = 1 << 9;
     /// CMPXCHG16B.
     pub const CMPXCHG16B: u32 = 1 << 13;
+    /// Process-context identifiers.
+    pub const PCID: u32 = 1 << 17;
     /// SSE4.1.
     pub const SSE4_1: u32 = 1 << 19;
     /// SSE4.2.
@@ -110,10 +112,22 @@ pub mod leaf1_edx {
 
 /// Leaf 7, EBX.
 pub mod leaf7_ebx {
+    /// Supervisor-mode execution prevention.
+    pub const SMEP: u32 = 1 << 7;
     /// BMI2.
     pub const BMI2: u32 = 1 << 8;
     /// Fast REP MOVSB and STOSB.
     pub const ERMS: u32 = 1 << 9;
+    /// INVPCID.
+    pub const INVPCID: u32 = 1 << 10;
+    /// Supervisor-mode access prevention, and with it STAC and CLAC.
+    pub const SMAP: u32 = 1 << 20;
+}
+
+/// Leaf 7, ECX.
+pub mod leaf7_ecx {
+    /// User-mode instruction prevention.
+    pub const UMIP: u32 = 1 << 2;
 }
 
 /// Leaf 8000_0001, EDX.

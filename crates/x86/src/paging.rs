@@ -31,6 +31,11 @@ pub const ERROR_RESERVED: u32 = 1 << 3;
 /// Error code: an instruction fetch.
 pub const ERROR_FETCH: u32 = 1 << 4;
 
+/// CR3: the process-context identifier, where CR4.PCIDE is set.
+pub const CR3_PCID: u64 = 0xfff;
+/// CR3, written with CR4.PCIDE set: keep what is cached of the new identifier.
+pub const CR3_NO_FLUSH: u64 = 1 << 63;
+
 /// Whether a linear address is canonical with 48 bits.
 #[must_use]
 pub const fn is_canonical(va: u64) -> bool {

@@ -4,7 +4,7 @@
 
 use std::mem::{offset_of, size_of};
 
-use translator::context::{Context, JUMP_CACHE_ENTRIES, JumpCache, Mode, TLB_ENTRIES, Tlb};
+use translator::context::{Context, JumpCache, Mode, TLB_ENTRIES, Tlb};
 
 use super::value::Tag;
 
@@ -19,6 +19,8 @@ pub(crate) enum Field {
     Guest,
     /// 0 or 1.
     Bit,
+    /// RFLAGS.AC in its place, or 0.
+    AlignmentCheck,
     /// DF's mirror.
     Direction,
     /// `bounce_at`.
@@ -49,7 +51,7 @@ const CELLS: [usize; super::state::CELLS] = [
     offset_of!(Context, group_addend),
 ];
 
-const SINGLE: [(usize, Field); 12] = [
+const SINGLE: [(usize, Field); 13] = [
     (offset_of!(Context, direction), Field::Direction),
     (offset_of!(Context, fs_base), Field::Plain),
     (offset_of!(Context, gs_base), Field::Guest),
@@ -61,7 +63,8 @@ const SINGLE: [(usize, Field); 12] = [
     (offset_of!(Context, poll), Field::Plain),
     (offset_of!(Context, tlb_mask), Field::TlbMask),
     (offset_of!(Context, page_mask), Field::PageMask),
-    (offset_of!(Context, jump_mask), Field::JumpMask),
+    (offset_of!(Context, alignment_check), Field::AlignmentCheck),
+    (offset_of!(Context, shadow), Field::Guest),
 ];
 
 /// The field at an offset from GS, for a block of `mode`, and the index of the entry
@@ -74,8 +77,15 @@ pub(crate) fn field(offset: u64, mode: Mode) -> Option<(Field, usize)> {
     if let Some((_, field)) = SINGLE.iter().find(|(at, _)| *at == offset) {
         return Some((*field, 0));
     }
-    if offset == offset_of!(Context, instructions) + mode as usize * 8 {
+    if offset == offset_of!(Context, instructions) + usize::from(mode.is_user()) * 8 {
         return Some((Field::Guest, 0));
+    }
+    let mask = match mode {
+        Mode::Kernel | Mode::User => offset_of!(Context, jump_mask),
+        Mode::KernelUserAccess => offset_of!(Context, user_access_jump_mask),
+    };
+    if offset == mask {
+        return Some((Field::JumpMask, 0));
     }
     let tlb = offset_of!(Context, tlb) + mode as usize * size_of::<Tlb>();
     if let Some(at) = offset.checked_sub(tlb) {
@@ -97,8 +107,22 @@ pub(crate) fn field(offset: u64, mode: Mode) -> Option<(Field, usize)> {
             return Some((Field::StackAddend, 0));
         }
     }
+    jump(offset, mode)
+}
+
+/// The jump cache entry that STAC or CLAC goes on through: of the other kernel mode.
+pub(crate) fn switch(offset: u64, mode: Mode) -> Option<(Field, usize)> {
+    let to = match mode {
+        Mode::Kernel => Mode::KernelUserAccess,
+        Mode::KernelUserAccess => Mode::Kernel,
+        Mode::User => return None,
+    };
+    jump(usize::try_from(offset).ok()?, to)
+}
+
+fn jump(offset: usize, mode: Mode) -> Option<(Field, usize)> {
     let jumps = offset_of!(Context, jumps) + mode as usize * size_of::<JumpCache>();
-    entry(offset, jumps, JUMP_CACHE_ENTRIES).map(|index| (Field::Jumps, index))
+    entry(offset, jumps, mode.jump_entries()).map(|index| (Field::Jumps, index))
 }
 
 fn entry(offset: usize, start: usize, entries: usize) -> Option<usize> {

@@ -5,7 +5,7 @@ use iced_x86::{
 };
 use translator::{Kind, Request};
 
-use super::fields::{Field, field};
+use super::fields::{Field, field, switch};
 use super::state::{Compared, GUEST_CELLS, InPage, State};
 use super::value::{Entry, Meaning, Symbols, Tag, Value};
 
@@ -325,6 +325,7 @@ impl Stepper<'_> {
         }
         if ins.memory_base() == Register::None && ins.memory_index() == Register::None {
             let (field, index) = field(address.constant, self.request.mode)
+                .or_else(|| switch(address.constant, self.request.mode))
                 .ok_or("a field of the context that is out of reach")?;
             return Ok(Place::Field(field, Index::Known(index)));
         }
@@ -337,7 +338,7 @@ impl Stepper<'_> {
         let index = state.registers[ins.memory_index().number()].clone();
         let entries = match field {
             Field::Tags(_) | Field::Hosts | Field::Addends => TLB_INDEX_BITS,
-            Field::Jumps => translator::context::JUMP_CACHE_ENTRIES as u64 - 1,
+            Field::Jumps => self.request.mode.jump_entries() as u64 - 1,
             _ => return Err("an index into a field that is no table"),
         };
         if state
@@ -370,7 +371,7 @@ impl Stepper<'_> {
         };
         let meaning = match field {
             Field::Cell(cell) => return Ok(state.cells[cell].clone()),
-            Field::Plain | Field::Guest | Field::Bit | Field::Direction => {
+            Field::Plain | Field::Guest | Field::Bit | Field::AlignmentCheck | Field::Direction => {
                 return Ok(self.result(32));
             }
             Field::Bounce => Meaning::Bounce,
@@ -399,6 +400,7 @@ impl Stepper<'_> {
             }
             Field::Guest if self.symbols.clean(&value) => Ok(()),
             Field::Bit | Field::Direction if matches!(value.as_constant(), Some(0 | 1)) => Ok(()),
+            Field::AlignmentCheck if matches!(value.as_constant(), Some(0 | 0x4_0000)) => Ok(()),
             _ => Err("a store to a field of the context that is not for it"),
         }
     }
@@ -413,7 +415,10 @@ impl Stepper<'_> {
         };
         state.registers[to] = match mask {
             Field::TlbMask => self.symbol(Meaning::TlbIndex(value)),
-            Field::JumpMask => self.symbol(Meaning::JumpIndex(value)),
+            Field::JumpMask => {
+                let most = self.request.mode.jump_entries() as u64 - 1;
+                self.symbol(Meaning::JumpIndex(value, most))
+            }
             Field::PageMask => self.symbol(Meaning::PageOf(value)),
             _ => return Err("no mask"),
         };

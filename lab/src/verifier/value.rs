@@ -49,8 +49,8 @@ pub(crate) enum Meaning {
     Bounce,
     /// The index of an address in the TLB.
     TlbIndex(Value),
-    /// The index of an address in the jump cache.
-    JumpIndex(Value),
+    /// The index of an address in the jump cache, and the largest one.
+    JumpIndex(Value, u64),
     /// A tag: a linear page address.
     Tag(Tag, Entry, Version),
     /// The host address of an entry's page.
@@ -157,7 +157,7 @@ impl Symbols {
             Meaning::Result(at, _) | Meaning::Bounded(at, ..) | Meaning::Secret(at, _) => {
                 i64::from(*at)
             }
-            Meaning::TlbIndex(value) | Meaning::JumpIndex(value) | Meaning::PageOf(value) => {
+            Meaning::TlbIndex(value) | Meaning::JumpIndex(value, _) | Meaning::PageOf(value) => {
                 self.born(value)
             }
             Meaning::Tag(_, entry, version)
@@ -208,7 +208,7 @@ impl Symbols {
                 | Meaning::Bounded(..)
                 | Meaning::Tag(..) => true,
                 Meaning::TlbIndex(value)
-                | Meaning::JumpIndex(value)
+                | Meaning::JumpIndex(value, _)
                 | Meaning::PageOf(value)
                 | Meaning::Xor(value, _) => self.clean(value),
             })
@@ -219,7 +219,7 @@ impl Symbols {
         match self.meaning(symbol) {
             Meaning::Bounded(_, _, most) => Some(*most),
             Meaning::TlbIndex(_) => Some(translator::context::TLB_ENTRIES as u64 - 1),
-            Meaning::JumpIndex(_) => Some(translator::context::JUMP_CACHE_ENTRIES as u64 - 1),
+            Meaning::JumpIndex(_, most) => Some(*most),
             Meaning::PageOf(_) => Some(u64::MAX >> 12),
             _ => None,
         }

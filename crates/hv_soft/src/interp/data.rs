@@ -136,8 +136,8 @@ impl Run<'_> {
         if let Some(at) = at
             && write
         {
-            let user = self.user();
-            self.check_write(at, size as u64, user)?;
+            let mode = self.mode();
+            self.check_write(at, size as u64, mode)?;
         }
         let old = match at {
             Some(at) => self.load(at, size)?,

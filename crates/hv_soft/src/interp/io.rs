@@ -1,6 +1,7 @@
 //! IN, OUT and their string forms.
 
 use iced_x86::{Instruction, Mnemonic, OpKind};
+use translator::context::Mode;
 use x86::registers::{RCX, RDI, RDX, RSI, rflags};
 
 use super::Flow;
@@ -62,8 +63,8 @@ impl Run<'_> {
         // One element a turn: interrupts come between.
         if input {
             let to = self.context.gpr[RDI];
-            let user = self.user();
-            self.check_write(to, size as u64, user)?;
+            let mode = self.mode();
+            self.check_write(to, size as u64, mode)?;
             let value = self.port_read(port, size);
             self.store(to, size, value)?;
             self.context.gpr[RDI] = to.wrapping_add(step);
@@ -96,13 +97,17 @@ impl Run<'_> {
             return Err(GP);
         }
         let mut map = [0; 2];
-        self.read_memory(tr.base.wrapping_add(0x66), &mut map, false)?;
+        self.read_memory(tr.base.wrapping_add(0x66), &mut map, Mode::Kernel)?;
         let byte = u32::from(u16::from_le_bytes(map)) + u32::from(port / 8);
         if byte + 1 > tr.limit {
             return Err(GP);
         }
         let mut bits = [0; 2];
-        self.read_memory(tr.base.wrapping_add(u64::from(byte)), &mut bits, false)?;
+        self.read_memory(
+            tr.base.wrapping_add(u64::from(byte)),
+            &mut bits,
+            Mode::Kernel,
+        )?;
         let wanted = ((1u16 << size) - 1) << (port % 8);
         if u16::from_le_bytes(bits) & wanted == 0 {
             Ok(())

@@ -12,6 +12,8 @@ mod stack;
 mod string;
 mod system;
 
+pub(crate) use system::CR4_KNOWN;
+
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use crate::cpu::Run;
@@ -82,6 +84,7 @@ impl Run<'_> {
             | M::Loopne
             | M::Jrcxz
             | M::Jecxz => self.stack_or_jump(ins),
+            _ if ins.is_jcc_short_or_near() => self.stack_or_jump(ins),
             M::Syscall | M::Sysretq | M::Sysret | M::Int3 | M::Int | M::Int1 => {
                 self.system_call(ins)
             }

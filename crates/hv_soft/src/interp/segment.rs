@@ -152,6 +152,7 @@ impl Run<'_> {
                 }
             }
             M::Sgdt | M::Sidt => {
+                self.umip()?;
                 let table = if ins.mnemonic() == M::Sgdt {
                     self.regs.gdt
                 } else {
@@ -183,6 +184,7 @@ impl Run<'_> {
                     self.load_system_segment(selector, descriptor::TYPE_LDT)?
                 };
             }
+            M::Str | M::Sldt if self.umip().is_err() => return Err(GP),
             M::Str => self.store_selector(ins, self.cpu.regs.tr.selector)?,
             M::Sldt => self.store_selector(ins, self.cpu.regs.ldtr.selector)?,
             M::Lsl | M::Lar => self.load_limit_or_rights(ins)?,
@@ -210,7 +212,11 @@ impl Run<'_> {
                 return Err(UD);
             }
             let selector = self.operand(ins, 1, 2)? as u16;
-            return self.load_segment(segment_index(to), selector);
+            self.load_segment(segment_index(to), selector)?;
+            if to == Register::SS {
+                self.shadow_of_stack_load(ins.next_ip());
+            }
+            return Ok(());
         }
         let selector = self.regs.segments[segment_index(ins.op1_register())].selector;
         self.store_selector(ins, selector)

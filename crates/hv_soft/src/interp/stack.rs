@@ -2,7 +2,7 @@
 //!
 //! RSP changes after every access of an instruction has succeeded.
 
-use iced_x86::{Instruction, Mnemonic, OpKind};
+use iced_x86::{ConditionCode, Instruction, Mnemonic, OpKind};
 use x86::control::vector;
 use x86::paging;
 use x86::registers::{RBP, RCX, RSP, rflags};
@@ -77,6 +77,10 @@ impl Run<'_> {
             }
             M::Jrcxz | M::Jecxz => {
                 let taken = self.count(ins) == 0;
+                return self.branch(ins, taken);
+            }
+            _ if ins.is_jcc_short_or_near() => {
+                let taken = condition(ins.condition_code(), self.context.rflags);
                 return self.branch(ins, taken);
             }
             _ => return Err(UD),
@@ -348,6 +352,32 @@ impl Run<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// Whether a condition holds with these flags (SDM vol. 1, appendix B).
+fn condition(code: ConditionCode, flags: u64) -> bool {
+    use ConditionCode as C;
+    let set = |flag| flags & flag != 0;
+    let less = set(rflags::SF) != set(rflags::OF);
+    match code {
+        C::None => true,
+        C::o => set(rflags::OF),
+        C::no => !set(rflags::OF),
+        C::b => set(rflags::CF),
+        C::ae => !set(rflags::CF),
+        C::e => set(rflags::ZF),
+        C::ne => !set(rflags::ZF),
+        C::be => set(rflags::CF | rflags::ZF),
+        C::a => !set(rflags::CF | rflags::ZF),
+        C::s => set(rflags::SF),
+        C::ns => !set(rflags::SF),
+        C::p => set(rflags::PF),
+        C::np => !set(rflags::PF),
+        C::l => less,
+        C::ge => !less,
+        C::le => less || set(rflags::ZF),
+        C::g => !less && !set(rflags::ZF),
     }
 }
 

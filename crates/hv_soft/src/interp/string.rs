@@ -54,7 +54,9 @@ impl Run<'_> {
             }
             let from = (self.context.gpr[RSI] & address_mask).wrapping_add(source_base);
             let to = self.context.gpr[RDI] & address_mask;
-            if repeat && !down && !narrow && matches!(shape, Shape::Move | Shape::Store) {
+            let by_element = self.steps_elements();
+            let runs = repeat && !down && !narrow && !by_element;
+            if runs && matches!(shape, Shape::Move | Shape::Store) {
                 let done = self.string_run(shape, to, from, count, size)?;
                 if done != 0 {
                     let bytes = done * size;
@@ -109,6 +111,10 @@ impl Run<'_> {
             if stop {
                 return Ok(Flow::Next);
             }
+            if by_element && count != 1 {
+                self.resume = true;
+                return Ok(Flow::Jumped);
+            }
         }
     }
 
@@ -122,7 +128,7 @@ impl Run<'_> {
         count: u64,
         size: u64,
     ) -> Result<u64, Fault> {
-        let user = self.user();
+        let mode = self.mode();
         let room = |at: u64| 4096 - (at & 0xfff);
         let mut bytes = room(to);
         if shape == Shape::Move {
@@ -134,11 +140,11 @@ impl Run<'_> {
         }
         // The load of the first element comes first, and so does its fault.
         let source = if shape == Shape::Move {
-            Some(self.place(from, false, user)?)
+            Some(self.place(from, false, mode)?)
         } else {
             None
         };
-        let Place::Memory(target) = self.place(to, true, user)? else {
+        let Place::Memory(target) = self.place(to, true, mode)? else {
             return Ok(0);
         };
         let done = match source {

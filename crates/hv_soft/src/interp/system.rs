@@ -24,7 +24,7 @@ const CR0_KNOWN: u64 = cr0::PE
     | cr0::NW
     | cr0::CD
     | cr0::PG;
-const CR4_KNOWN: u64 = cr4::TSD
+pub(crate) const CR4_KNOWN: u64 = cr4::TSD
     | cr4::DE
     | cr4::PSE
     | cr4::PAE
@@ -32,7 +32,11 @@ const CR4_KNOWN: u64 = cr4::TSD
     | cr4::PGE
     | cr4::PCE
     | cr4::OSFXSR
-    | cr4::OSXMMEXCPT;
+    | cr4::OSXMMEXCPT
+    | cr4::UMIP
+    | cr4::PCIDE
+    | cr4::SMEP
+    | cr4::SMAP;
 /// Bytes of the FXSAVE image that hold something.
 const FXSAVE_USED: usize = 416;
 
@@ -52,6 +56,7 @@ impl Run<'_> {
                 let cs = (self.regs.star >> 32) as u16 & !3;
                 self.flat_segments(cs, cs.wrapping_add(8), 0);
                 self.context.rip = self.regs.lstar;
+                self.step_by_new_flags();
             }
             M::Sysretq => {
                 self.privileged()?;
@@ -67,6 +72,7 @@ impl Run<'_> {
                 let flags = self.context.gpr[R11] & 0x3c7fd7;
                 self.set_rflags(flags);
                 self.context.rip = rip;
+                self.step_by_new_flags();
                 self.context.pending |= u64::from(self.apic.deliverable().is_some());
             }
             // To 32-bit code, which this engine does not run.
@@ -119,19 +125,18 @@ impl Run<'_> {
             }
             M::Sti => {
                 self.sti_allowed()?;
-                self.context.interrupts_enabled = 1;
-                self.context.pending |= u64::from(self.apic.deliverable().is_some());
-                // No interrupt between STI and HLT (SDM, STI).
-                let next = ins.next_ip();
-                if let Ok(following) = self.fetch(next)
-                    && following.mnemonic() == M::Hlt
-                    && self.regs.cpl == 0
-                {
-                    self.halted = true;
-                    self.context.pending = 1;
-                    self.context.rip = following.next_ip();
-                    return Ok(Flow::Jumped);
+                if self.context.interrupts_enabled == 0 {
+                    self.context.interrupts_enabled = 1;
+                    self.context.shadow = ins.next_ip();
                 }
+                self.context.pending |= u64::from(self.apic.deliverable().is_some());
+            }
+            M::Stac | M::Clac => {
+                if self.regs.cpl != 0 {
+                    return Err(UD);
+                }
+                let on = ins.mnemonic() == M::Stac;
+                self.context.alignment_check = if on { rflags::AC } else { 0 };
             }
             M::Cli => {
                 self.sti_allowed()?;
@@ -185,8 +190,10 @@ impl Run<'_> {
                 let at = self.address(ins);
                 self.flush_page(at);
             }
+            M::Invpcid => self.invalidate_by_pcid(ins)?,
             M::Wbinvd | M::Invd => self.privileged()?,
             M::Smsw => {
+                self.umip()?;
                 let value = self.regs.cr0;
                 self.set_operand(ins, 0, 2, value)?;
             }
@@ -233,11 +240,12 @@ impl Run<'_> {
                 Register::CR0 => self.set_cr0(value)?,
                 Register::CR2 => self.regs.cr2 = value,
                 Register::CR3 => {
-                    if value >> crate::mmu::walk::PHYSICAL_BITS != 0 {
+                    let pcide = self.regs.cr4 & cr4::PCIDE != 0;
+                    let ignored = if pcide { paging::CR3_NO_FLUSH } else { 0 };
+                    if (value & !ignored) >> crate::mmu::walk::PHYSICAL_BITS != 0 {
                         return Err(GP);
                     }
-                    self.regs.cr3 = value;
-                    self.flush_local();
+                    self.load_cr3(value);
                 }
                 Register::CR4 => self.set_cr4(value)?,
                 Register::CR8 => {
@@ -296,9 +304,48 @@ impl Run<'_> {
             return Err(GP);
         }
         let changed = self.regs.cr4 ^ value;
+        // SDM vol. 3, §4.10.1: not with another identifier than 0 in CR3.
+        if changed & value & cr4::PCIDE != 0 && self.regs.cr3 & paging::CR3_PCID != 0 {
+            return Err(GP);
+        }
         self.regs.cr4 = value;
-        if changed & (cr4::PGE | cr4::PSE) != 0 {
+        let flushing = cr4::PGE | cr4::PSE | cr4::SMEP | cr4::SMAP;
+        if changed & (flushing | cr4::PCIDE & !value) != 0 {
             self.flush_all();
+        }
+        Ok(())
+    }
+
+    /// INVPCID (SDM vol. 2A).
+    fn invalidate_by_pcid(&mut self, ins: &Instruction) -> Result<(), Fault> {
+        self.privileged()?;
+        let kind = self.register(ins.op0_register());
+        let at = self.address(ins);
+        let mut descriptor = [0; 16];
+        let stack = super::on_stack(ins);
+        self.read_bytes(at, &mut descriptor)
+            .map_err(|fault| fault.on_stack(stack))?;
+        let descriptor = u128::from_le_bytes(descriptor);
+        let (pcid, va) = (descriptor as u64, (descriptor >> 64) as u64);
+        let pcide = self.regs.cr4 & cr4::PCIDE != 0;
+        if pcid & !paging::CR3_PCID != 0 || (kind < 2 && !pcide && pcid != 0) {
+            return Err(GP);
+        }
+        match kind {
+            0 if !paging::is_canonical(va) => return Err(GP),
+            0 => self.invalidate_address(pcid, va),
+            1 => self.invalidate_space(pcid),
+            2 => self.flush_all(),
+            3 => self.invalidate_spaces(),
+            _ => return Err(GP),
+        }
+        Ok(())
+    }
+
+    /// SGDT, SIDT, SLDT, SMSW and STR tell nothing at CPL 3 where CR4.UMIP is set.
+    pub(super) fn umip(&self) -> Result<(), Fault> {
+        if self.regs.cr4 & cr4::UMIP != 0 && self.regs.cpl == 3 {
+            return Err(GP);
         }
         Ok(())
     }

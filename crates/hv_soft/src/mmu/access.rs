@@ -5,6 +5,7 @@
 //! tells `blocks` when it hits translated code.
 
 use hv::Gpa;
+use translator::context::Mode;
 
 use crate::apic::ioapic;
 use crate::cpu::{Cpu, Run};
@@ -29,20 +30,21 @@ impl Cpu {
         Paging {
             cr0: self.regs.cr0,
             cr3: self.regs.cr3,
+            cr4: self.regs.cr4,
             efer: self.regs.efer,
         }
     }
 
-    pub(crate) fn walk(&mut self, va: u64, access: Access, user: bool) -> Result<Walked, Fault> {
+    pub(crate) fn walk(&mut self, va: u64, access: Access, mode: Mode) -> Result<Walked, Fault> {
         self.stats.walks += 1;
-        self.paging().walk(&self.ram, va, access, user)
+        self.paging().walk(&self.ram, va, access, mode)
     }
 
     /// Finds the place of an access that stays within a page; fills the TLB.
     #[inline]
-    pub(crate) fn place(&mut self, va: u64, write: bool, user: bool) -> Result<Place, Fault> {
+    pub(crate) fn place(&mut self, va: u64, write: bool, mode: Mode) -> Result<Place, Fault> {
         let index = tlb_index(va);
-        let tlb = &self.context.tlb[usize::from(user)];
+        let tlb = &self.context.tlb[mode as usize];
         let tag = if write {
             tlb.write_tag[index]
         } else {
@@ -53,17 +55,17 @@ impl Cpu {
                 tlb.host[index].wrapping_sub(self.ram.host(0)) | va & 0xfff,
             ));
         }
-        self.place_slowly(va, write, user)
+        self.place_slowly(va, write, mode)
     }
 
-    fn place_slowly(&mut self, va: u64, write: bool, user: bool) -> Result<Place, Fault> {
+    fn place_slowly(&mut self, va: u64, write: bool, mode: Mode) -> Result<Place, Fault> {
         let access = if write { Access::Write } else { Access::Read };
-        let walked = self.walk(va, access, user)?;
+        let walked = self.walk(va, access, mode)?;
         if !self.ram.contains(walked.pa, 1) {
             return Ok(Place::Device(walked.pa));
         }
         let code = self.blocks.holds_code(walked.pa >> 12);
-        self.fill_tlb(va, walked.pa, walked.writable && !code, walked.global, user);
+        self.fill_tlb(va, walked.pa, walked.writable && !code, walked.global, mode);
         if write && code {
             self.written.set(walked.pa >> 12);
             return Ok(Place::Code(walked.pa));
@@ -71,16 +73,27 @@ impl Cpu {
         Ok(Place::Memory(walked.pa))
     }
 
+    /// Makes the TLB allow an access that may never come: true if it does now. No
+    /// page gets dirty by that.
+    pub(crate) fn fill_ahead(&mut self, va: u64, write: bool, mode: Mode) -> bool {
+        let allows = |cpu: &Self| {
+            let tlb = &cpu.context.tlb[mode as usize];
+            let tags = if write { &tlb.write_tag } else { &tlb.read_tag };
+            tags[tlb_index(va)] == va & !0xfff
+        };
+        allows(self) || (self.place_slowly(va, false, mode).is_ok() && allows(self))
+    }
+
     /// Eight bytes as the CPU itself reads them from its tables.
     pub(crate) fn load_system(&mut self, va: u64) -> Result<u64, Fault> {
         let mut bytes = [0; 8];
-        self.read_memory(va, &mut bytes, false)?;
+        self.read_memory(va, &mut bytes, Mode::Kernel)?;
         Ok(u64::from_le_bytes(bytes))
     }
 
-    /// Stores as the CPU itself does: descriptors, exception frames.
+    /// Stores as the CPU itself does to its tables.
     pub(crate) fn store_system(&mut self, va: u64, from: &[u8]) -> Result<(), Fault> {
-        self.write_memory(va, from, false)
+        self.write_memory(va, from, Mode::Kernel)
     }
 
     /// Reads; what is not memory reads as ones.
@@ -88,10 +101,10 @@ impl Cpu {
         &mut self,
         va: u64,
         into: &mut [u8],
-        user: bool,
+        mode: Mode,
     ) -> Result<(), Fault> {
         for (va, piece) in pages_mut(va, into) {
-            match self.place(va, false, user)? {
+            match self.place(va, false, mode)? {
                 Place::Memory(pa) | Place::Code(pa) => {
                     self.ram.read(pa, piece);
                 }
@@ -102,10 +115,10 @@ impl Cpu {
     }
 
     /// Writes; what is not memory is left alone.
-    pub(crate) fn write_memory(&mut self, va: u64, from: &[u8], user: bool) -> Result<(), Fault> {
-        self.check_write(va, from.len() as u64, user)?;
+    pub(crate) fn write_memory(&mut self, va: u64, from: &[u8], mode: Mode) -> Result<(), Fault> {
+        self.check_write(va, from.len() as u64, mode)?;
         for (va, piece) in pages(va, from) {
-            match self.place(va, true, user)? {
+            match self.place(va, true, mode)? {
                 Place::Memory(pa) => {
                     self.ram.write(pa, piece);
                 }
@@ -122,22 +135,22 @@ impl Cpu {
     }
 
     /// Faults where a store of `len` bytes would, lowest page first.
-    pub(crate) fn check_write(&mut self, va: u64, len: u64, user: bool) -> Result<(), Fault> {
-        let first = self.place(va, true, user).map(drop);
+    pub(crate) fn check_write(&mut self, va: u64, len: u64, mode: Mode) -> Result<(), Fault> {
+        let first = self.place(va, true, mode).map(drop);
         let last = va.wrapping_add(len.saturating_sub(1));
         if first.is_err() || (va ^ last) & !0xfff == 0 {
             return first;
         }
-        self.place(last & !0xfff, true, user).map(drop)
+        self.place(last & !0xfff, true, mode).map(drop)
     }
 }
 
 impl Run<'_> {
     /// Loads 1, 2, 4 or 8 bytes in the present privilege.
     pub(crate) fn load(&mut self, va: u64, size: usize) -> Result<u64, Fault> {
-        let user = self.user();
+        let mode = self.mode();
         if (va & 0xfff) as usize + size <= 4096
-            && let Place::Memory(pa) = self.place(va, false, user)?
+            && let Place::Memory(pa) = self.place(va, false, mode)?
             && let Some(value) = self.ram.load(pa, size)
         {
             return Ok(value);
@@ -149,9 +162,9 @@ impl Run<'_> {
 
     /// Stores 1, 2, 4 or 8 bytes in the present privilege.
     pub(crate) fn store(&mut self, va: u64, size: usize, value: u64) -> Result<(), Fault> {
-        let user = self.user();
+        let mode = self.mode();
         if (va & 0xfff) as usize + size <= 4096
-            && let Place::Memory(pa) = self.place(va, true, user)?
+            && let Place::Memory(pa) = self.place(va, true, mode)?
             && self.ram.store(pa, size, value)
         {
             return Ok(());
@@ -161,9 +174,9 @@ impl Run<'_> {
 
     /// Reads any number of bytes in the present privilege, devices included.
     pub(crate) fn read_bytes(&mut self, va: u64, into: &mut [u8]) -> Result<(), Fault> {
-        let user = self.user();
+        let mode = self.mode();
         for (va, piece) in pages_mut(va, into) {
-            match self.place(va, false, user)? {
+            match self.place(va, false, mode)? {
                 Place::Memory(pa) | Place::Code(pa) => {
                     self.ram.read(pa, piece);
                 }
@@ -175,10 +188,10 @@ impl Run<'_> {
 
     /// Writes any number of bytes in the present privilege, devices included.
     pub(crate) fn write_bytes(&mut self, va: u64, from: &[u8]) -> Result<(), Fault> {
-        let user = self.user();
-        self.check_write(va, from.len() as u64, user)?;
+        let mode = self.mode();
+        self.check_write(va, from.len() as u64, mode)?;
         for (va, piece) in pages(va, from) {
-            match self.place(va, true, user)? {
+            match self.place(va, true, mode)? {
                 Place::Memory(pa) => {
                     self.ram.write(pa, piece);
                 }

@@ -2,5 +2,6 @@
 //! reads, and accesses on the guest's behalf.
 
 pub(crate) mod access;
+pub(crate) mod spaces;
 pub(crate) mod tlb;
 pub(crate) mod walk;

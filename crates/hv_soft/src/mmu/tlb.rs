@@ -1,17 +1,19 @@
 //! The TLBs and jump caches of the context: filling and flushing them.
 //!
-//! Invariant: an entry whose mapping is not global is in the fill bitmap of its
-//! mode, so that a load of CR3 costs what was used since the last one. A page
-//! with translated code in it has no write tag, in either mode.
+//! Invariant: an entry is in the fill bitmaps of its mode if, and only if, its
+//! mapping is not global, so that a load of CR3 costs what was used since the last
+//! one. A page with translated code in it has no write tag, in any mode.
 
-use translator::context::{Context, JUMP_CACHE_ENTRIES, JumpCache, Mode, TLB_ENTRIES, Tlb};
+use translator::context::{
+    Context, JUMP_CACHE_ENTRIES, JumpCache, MODES, Mode, TLB_ENTRIES, Tlb, USER_ACCESS_JUMP_ENTRIES,
+};
 use x86::control::cr4;
 
+use super::spaces::{JUMPS_KEPT_MAX, Page, Space};
 use crate::cpu::Cpu;
 
 /// Jump cache entries per bit of a fill bitmap: one cache line.
 const CHUNK: usize = 8;
-const MODES: [usize; 2] = [Mode::Kernel as usize, Mode::User as usize];
 /// A page that no canonical address is in. With an addend of zero, an access
 /// that matches raises the host's #GP, which becomes the guest's.
 const NO_STACK: u64 = 1 << 63;
@@ -19,14 +21,16 @@ const NO_STACK: u64 = 1 << 63;
 /// Which entries must go when.
 pub(crate) struct Fills {
     /// TLB entries that are not global.
-    tlb: [[u64; TLB_ENTRIES / 64]; 2],
+    tlb: [[u64; TLB_ENTRIES / 64]; MODES],
     /// Jump cache chunks that hold anything.
-    used: [Box<[u64]>; 2],
-    /// Chunks that hold something not global.
-    local: [Box<[u64]>; 2],
+    used: [Box<[u64]>; MODES],
+    /// Chunks that may hold something not global.
+    local: [Box<[u64]>; MODES],
+    /// Which entries of a chunk are not global.
+    local_entries: [Box<[u8]>; MODES],
     /// Pages that may have entries in the jump cache, by a hash of their number:
     /// INVLPG is mostly of data pages, and then has nothing to look for.
-    executed: [Box<[u64; EXECUTED_WORDS]>; 2],
+    executed: [Box<[u64; EXECUTED_WORDS]>; MODES],
 }
 
 /// Words of one `Fills::executed`: 32,768 bits, some ten times the pages of a
@@ -42,12 +46,14 @@ const fn executed_bit(page: u64) -> (usize, u64) {
 
 impl Fills {
     pub(crate) fn new() -> Self {
-        let chunks = || vec![0; JUMP_CACHE_ENTRIES / CHUNK / 64].into_boxed_slice();
+        let chunks = |mode: Mode| vec![0; mode.jump_entries() / CHUNK / 64].into_boxed_slice();
+        let entries = |mode: Mode| vec![0; mode.jump_entries() / CHUNK].into_boxed_slice();
         Self {
-            tlb: [[0; TLB_ENTRIES / 64]; 2],
-            used: [chunks(), chunks()],
-            local: [chunks(), chunks()],
-            executed: [Box::new([0; EXECUTED_WORDS]), Box::new([0; EXECUTED_WORDS])],
+            tlb: [[0; TLB_ENTRIES / 64]; MODES],
+            used: Mode::ALL.map(chunks),
+            local: Mode::ALL.map(chunks),
+            local_entries: Mode::ALL.map(entries),
+            executed: Mode::ALL.map(|_| Box::new([0; EXECUTED_WORDS])),
         }
     }
 }
@@ -60,8 +66,8 @@ pub(crate) const fn tlb_index(va: u64) -> usize {
     (va >> 12) as usize & (TLB_ENTRIES - 1)
 }
 
-pub(crate) const fn jump_index(va: u64) -> usize {
-    va as usize & (JUMP_CACHE_ENTRIES - 1)
+pub(crate) const fn jump_index(mode: Mode, va: u64) -> usize {
+    va as usize & (mode.jump_entries() - 1)
 }
 
 fn clear_stack(tlb: &mut Tlb) {
@@ -80,15 +86,21 @@ fn clear_tlb(tlb: &mut Tlb) {
     clear_stack(tlb);
 }
 
-fn clear_chunks(cache: &mut JumpCache, bits: &mut [u64], miss: u64) {
+/// Calls `f` for each bit that is set, and clears them.
+fn for_each(bits: &mut [u64], mut f: impl FnMut(usize)) {
     for (w, word) in bits.iter_mut().enumerate() {
         let mut left = std::mem::take(word);
         while left != 0 {
-            let chunk = w * 64 + left.trailing_zeros() as usize;
+            f(w * 64 + left.trailing_zeros() as usize);
             left &= left - 1;
-            cache.code[chunk * CHUNK..][..CHUNK].fill(miss);
         }
     }
+}
+
+fn clear_chunks(cache: &mut JumpCache, bits: &mut [u64], miss: u64) {
+    for_each(bits, |chunk| {
+        cache.code[chunk * CHUNK..][..CHUNK].fill(miss)
+    });
 }
 
 /// Sets up a zeroed context: masks, empty tables.
@@ -96,18 +108,32 @@ pub(crate) fn initialize(context: &mut Context, miss: u64) {
     context.tlb_mask = (TLB_ENTRIES as u64 - 1) << 12;
     context.page_mask = !0xfff;
     context.jump_mask = JUMP_CACHE_ENTRIES as u64 - 1;
+    context.user_access_jump_mask = USER_ACCESS_JUMP_ENTRIES as u64 - 1;
     context.rflags = 2;
-    for mode in MODES {
-        clear_tlb(&mut context.tlb[mode]);
-        context.jumps[mode].code.fill(miss);
+    for mode in Mode::ALL {
+        clear_tlb(&mut context.tlb[mode as usize]);
+        context.jumps[mode as usize].code[..mode.jump_entries()].fill(miss);
     }
 }
 
 impl Cpu {
     /// Puts a page into a TLB.
-    pub(crate) fn fill_tlb(&mut self, va: u64, pa: u64, writable: bool, global: bool, user: bool) {
-        let (mode, index, page) = (usize::from(user), tlb_index(va), va & !0xfff);
-        let host = self.ram.host(pa & !0xfff);
+    pub(crate) fn fill_tlb(&mut self, va: u64, pa: u64, writable: bool, global: bool, mode: Mode) {
+        let (mode, index, page) = (mode as usize, tlb_index(va), va & !0xfff);
+        self.set_entry(mode, page, self.ram.host(pa & !0xfff), writable);
+        if writable {
+            self.written.set(pa >> 12);
+        }
+        let fills = &mut self.fills.tlb[mode][index / 64];
+        if global && self.regs.cr4 & cr4::PGE != 0 {
+            *fills &= !(1 << (index % 64));
+        } else {
+            *fills |= 1 << (index % 64);
+        }
+    }
+
+    fn set_entry(&mut self, mode: usize, page: u64, host: u64, writable: bool) {
+        let index = tlb_index(page);
         let tlb = &mut self.context.tlb[mode];
         if tlb.read_tag[index] != page {
             tlb.write_tag[index] = empty_tag(index);
@@ -117,17 +143,34 @@ impl Cpu {
         tlb.addend[index] = host.wrapping_sub(page);
         if writable {
             tlb.write_tag[index] = page;
-            self.written.set(pa >> 12);
-        }
-        if !(global && self.regs.cr4 & cr4::PGE != 0) {
-            self.fills.tlb[mode][index / 64] |= 1 << (index % 64);
         }
     }
 
+    /// Puts an entry back that was taken out with its address space.
+    pub(super) fn put_page(&mut self, mode: usize, page: u64, host: u64, writable: bool) {
+        let index = tlb_index(page);
+        let number = host.wrapping_sub(self.ram.host(0)) >> 12;
+        let writable = writable && !self.blocks.holds_code(number);
+        self.set_entry(mode, page, host, writable);
+        if writable {
+            self.written.set(number);
+        }
+        self.fills.tlb[mode][index / 64] |= 1 << (index % 64);
+    }
+
+    /// As [`Cpu::put_page`], for the jump cache.
+    pub(super) fn put_jump(&mut self, mode: usize, index: usize, code: u64) {
+        self.context.jumps[mode].code[index] = code;
+        let chunk = index / CHUNK;
+        self.fills.used[mode][chunk / 64] |= 1 << (chunk % 64);
+        self.fills.local[mode][chunk / 64] |= 1 << (chunk % 64);
+        self.fills.local_entries[mode][chunk] |= 1 << (index % CHUNK);
+    }
+
     /// Copies an entry that may be written into the stack's slot.
-    pub(crate) fn fill_stack(&mut self, va: u64, user: bool) {
+    pub(crate) fn fill_stack(&mut self, va: u64, mode: Mode) {
         let (index, page) = (tlb_index(va), va & !0xfff);
-        let tlb = &mut self.context.tlb[usize::from(user)];
+        let tlb = &mut self.context.tlb[mode as usize];
         if tlb.write_tag[index] == page {
             tlb.stack_tag = page;
             tlb.stack_host = tlb.host[index];
@@ -137,13 +180,18 @@ impl Cpu {
 
     /// Enters a block's indirect entry into the jump cache of the present mode.
     pub(crate) fn fill_jump(&mut self, va: u64, code: u64, global: bool) {
-        let (mode, index) = (self.mode() as usize, jump_index(va));
+        let mode = self.mode();
+        let (mode, index) = (mode as usize, jump_index(mode, va));
         self.context.jumps[mode].code[index] = code;
         let chunk = index / CHUNK;
         self.fills.used[mode][chunk / 64] |= 1 << (chunk % 64);
         let (word, bit) = executed_bit(va);
         self.fills.executed[mode][word] |= bit;
-        if !(global && self.regs.cr4 & cr4::PGE != 0) {
+        let entries = &mut self.fills.local_entries[mode][chunk];
+        if global && self.regs.cr4 & cr4::PGE != 0 {
+            *entries &= !(1 << (index % CHUNK));
+        } else {
+            *entries |= 1 << (index % CHUNK);
             self.fills.local[mode][chunk / 64] |= 1 << (chunk % 64);
         }
     }
@@ -151,7 +199,7 @@ impl Cpu {
     /// Drops one jump cache entry if it leads to `code`.
     pub(crate) fn drop_jump(&mut self, va: u64, mode: Mode, code: u64) {
         let miss = self.jump_miss;
-        let slot = &mut self.context.jumps[mode as usize].code[jump_index(va)];
+        let slot = &mut self.context.jumps[mode as usize].code[jump_index(mode, va)];
         if *slot == code {
             *slot = miss;
         }
@@ -159,55 +207,90 @@ impl Cpu {
 
     /// Drops every jump cache entry.
     pub(crate) fn flush_jumps(&mut self) {
-        for mode in MODES {
+        for mode in Mode::ALL.map(|mode| mode as usize) {
             clear_chunks(
                 &mut self.context.jumps[mode],
                 &mut self.fills.used[mode],
                 self.jump_miss,
             );
-            self.fills.local[mode].fill(0);
+            for_each(&mut self.fills.local[mode], |chunk| {
+                self.fills.local_entries[mode][chunk] = 0;
+            });
             self.fills.executed[mode].fill(0);
         }
+        self.spaces.clear_jumps();
     }
 
-    /// Everything: CR0.WP, CR0.PG, CR4 paging bits, EFER.NXE.
+    /// Everything, of all address spaces: CR0.WP, CR4 paging bits, EFER.NXE.
     pub(crate) fn flush_all(&mut self) {
         self.stats.flushes += 1;
-        for mode in MODES {
+        for mode in Mode::ALL.map(|mode| mode as usize) {
             clear_tlb(&mut self.context.tlb[mode]);
             self.fills.tlb[mode].fill(0);
         }
         self.flush_jumps();
+        self.spaces.clear();
     }
 
-    /// A load of CR3: everything that is not global.
+    /// Drops everything of the present address space that is not global.
     pub(crate) fn flush_local(&mut self) {
         self.stats.flushes += 1;
-        for mode in MODES {
-            let tlb = &mut self.context.tlb[mode];
-            for (w, word) in self.fills.tlb[mode].iter_mut().enumerate() {
-                let mut left = std::mem::take(word);
-                while left != 0 {
-                    let index = w * 64 + left.trailing_zeros() as usize;
-                    left &= left - 1;
-                    tlb.read_tag[index] = empty_tag(index);
-                    tlb.write_tag[index] = empty_tag(index);
+        self.remove_local(|_| {}, |_, _| {});
+    }
+
+    /// Moves everything of the present address space that is not global to `space`.
+    pub(super) fn take_local(&mut self, space: &mut Space) {
+        let base = self.blocks.buf.address(0);
+        let Space { pages, jumps, .. } = space;
+        self.remove_local(
+            |page| pages.push(page),
+            |mode, (index, code)| {
+                if jumps[mode].len() < JUMPS_KEPT_MAX {
+                    jumps[mode].push((index, code.wrapping_sub(base) as u32));
                 }
-            }
+            },
+        );
+    }
+
+    fn remove_local(
+        &mut self,
+        mut page: impl FnMut(Page),
+        mut jump: impl FnMut(usize, (u32, u64)),
+    ) {
+        let miss = self.jump_miss;
+        for mode in Mode::ALL.map(|mode| mode as usize) {
+            let tlb = &mut self.context.tlb[mode];
+            for_each(&mut self.fills.tlb[mode], |index| {
+                let (at, empty) = (tlb.read_tag[index], empty_tag(index));
+                if at != empty {
+                    let writable = tlb.write_tag[index] == at;
+                    page(Page::new(at, tlb.host[index], writable, mode));
+                }
+                tlb.read_tag[index] = empty;
+                tlb.write_tag[index] = empty;
+            });
             clear_stack(tlb);
-            clear_chunks(
-                &mut self.context.jumps[mode],
-                &mut self.fills.local[mode],
-                self.jump_miss,
-            );
+            let code = &mut self.context.jumps[mode].code;
+            let entries = &mut self.fills.local_entries[mode];
+            for_each(&mut self.fills.local[mode], |chunk| {
+                let mut left = std::mem::take(&mut entries[chunk]);
+                while left != 0 {
+                    let index = chunk * CHUNK + left.trailing_zeros() as usize;
+                    left &= left - 1;
+                    let there = std::mem::replace(&mut code[index], miss);
+                    if there != miss {
+                        jump(mode, (index as u32, there));
+                    }
+                }
+            });
         }
     }
 
     /// INVLPG. Blocks may start up to 14 bytes before the page and run into it.
     pub(crate) fn flush_page(&mut self, va: u64) {
         let (index, page) = (tlb_index(va), va & !0xfff);
-        for mode in MODES {
-            let tlb = &mut self.context.tlb[mode];
+        for mode in Mode::ALL {
+            let tlb = &mut self.context.tlb[mode as usize];
             // Tags compare unequal where another page is in the slot.
             if tlb.read_tag[index] == page {
                 tlb.read_tag[index] = empty_tag(index);
@@ -220,10 +303,12 @@ impl Cpu {
             }
             for (at, len) in [(page, 4096), (page.wrapping_sub(15), 15)] {
                 let (word, bit) = executed_bit(at);
-                if self.fills.executed[mode][word] & bit == 0 {
+                if self.fills.executed[mode as usize][word] & bit == 0 {
                     continue;
                 }
-                let start = jump_index(at);
+                let start = jump_index(mode, at);
+                let len = len.min(mode.jump_entries() - start);
+                let mode = mode as usize;
                 let chunks = start / CHUNK..=(start + len - 1) / CHUNK;
                 for chunk in chunks {
                     let bit = 1 << (chunk % 64);
@@ -232,6 +317,7 @@ impl Cpu {
                             .fill(self.jump_miss);
                         self.fills.used[mode][chunk / 64] &= !bit;
                         self.fills.local[mode][chunk / 64] &= !bit;
+                        self.fills.local_entries[mode][chunk] = 0;
                     }
                 }
             }
@@ -244,8 +330,8 @@ impl Cpu {
             return;
         }
         let host = self.ram.host(page << 12);
-        for mode in MODES {
-            let tlb = &mut self.context.tlb[mode];
+        for mode in Mode::ALL {
+            let tlb = &mut self.context.tlb[mode as usize];
             for index in 0..TLB_ENTRIES {
                 if tlb.host[index] == host {
                     tlb.write_tag[index] = empty_tag(index);
@@ -262,8 +348,8 @@ impl Cpu {
     pub(crate) fn record_writes(&mut self) {
         let ram = &self.ram;
         self.written.drain(|page| ram.mark(page));
-        for mode in MODES {
-            let tlb = &mut self.context.tlb[mode];
+        for mode in Mode::ALL {
+            let tlb = &mut self.context.tlb[mode as usize];
             for index in 0..TLB_ENTRIES {
                 tlb.write_tag[index] = empty_tag(index);
             }

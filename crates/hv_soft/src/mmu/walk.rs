@@ -6,7 +6,8 @@
 
 use std::sync::atomic::Ordering;
 
-use x86::control::{cr0, efer};
+use translator::context::Mode;
+use x86::control::{cr0, cr4, efer};
 use x86::paging;
 
 use crate::exceptions::{Fault, GP};
@@ -34,6 +35,7 @@ pub(crate) enum Access {
 pub(crate) struct Paging {
     pub(crate) cr0: u64,
     pub(crate) cr3: u64,
+    pub(crate) cr4: u64,
     pub(crate) efer: u64,
 }
 
@@ -49,17 +51,19 @@ pub(crate) struct Walked {
 }
 
 impl Paging {
-    /// Walks the tables for one access at `va`.
+    /// Walks the tables for one access at `va`. What the CPU does on its own behalf
+    /// is done in [`Mode::Kernel`], whatever EFLAGS.AC is.
     pub(crate) fn walk(
         &self,
         ram: &Ram,
         va: u64,
         access: Access,
-        user: bool,
+        mode: Mode,
     ) -> Result<Walked, Fault> {
         if !paging::is_canonical(va) {
             return Err(GP);
         }
+        let user = mode.is_user();
         let mut code = 0;
         if access == Access::Write {
             code |= paging::ERROR_WRITE;
@@ -68,7 +72,8 @@ impl Paging {
             code |= paging::ERROR_USER;
         }
         let no_execute = self.efer & efer::NXE != 0;
-        if access == Access::Execute && no_execute {
+        let smep = self.cr4 & cr4::SMEP != 0;
+        if access == Access::Execute && (no_execute || smep) {
             code |= paging::ERROR_FETCH;
         }
         let reserved = if no_execute {
@@ -115,9 +120,13 @@ impl Paging {
                 continue;
             }
             let may_write = allowed & paging::WRITABLE != 0 || (!user && self.cr0 & cr0::WP == 0);
-            let refused = (user && allowed & paging::USER == 0)
-                || (access == Access::Write && !may_write)
-                || (access == Access::Execute && !executable);
+            let of_user = allowed & paging::USER != 0;
+            let smap = mode == Mode::Kernel && self.cr4 & cr4::SMAP != 0;
+            let refused = match access {
+                Access::Read => smap && of_user,
+                Access::Write => !may_write || (smap && of_user),
+                Access::Execute => !executable || (smep && !user && of_user),
+            } || (user && !of_user);
             if refused {
                 return Err(Fault::Page(va, code | paging::ERROR_PRESENT));
             }

@@ -6,6 +6,9 @@
 //! | 0 to 2 MiB | memory in 4 KiB pages: tables, code at 0x10000, data at 0x100000 |
 //! | 2 to 16 MiB | memory in 2 MiB pages |
 //! | 1 GiB, one 2 MiB page | device memory at 0xd000_0000 |
+//!
+//! Upper levels let everybody in, leaves only the supervisor: [`Machine::map`] with
+//! bit 2 gives a page to CPL 3.
 
 #![allow(dead_code)] // each test crate uses its part
 
@@ -27,11 +30,15 @@ pub(crate) const UNMAPPED: u64 = 0x8000_0000;
 pub(crate) const STOP: u8 = 0x11;
 /// OUT to this port is remembered.
 pub(crate) const SAY: u8 = 0x10;
-const TABLES: u64 = 0x1000;
-const SMALL_TABLE: u64 = TABLES + 0x4000;
-const GDT: u64 = 0x6000;
+pub(crate) const TABLES: u64 = 0x1000;
+pub(crate) const SMALL_TABLE: u64 = TABLES + 0x4000;
+pub(crate) const GDT: u64 = 0x6000;
 const IDT: u64 = 0x7000;
-const TSS: u64 = 0x8000;
+pub(crate) const TSS: u64 = 0x8000;
+/// Where handlers of what happens at CPL 3 have their stack.
+pub(crate) const KERNEL_STACK: u64 = 0x8_0000;
+pub(crate) const USER_CODE: u16 = 0x2b;
+pub(crate) const USER_DATA: u16 = 0x23;
 const HANDLERS: u64 = 0x9000;
 const HANDLER_LEN: u64 = 16;
 
@@ -119,10 +126,10 @@ impl Machine {
     }
 
     fn lay_out(&mut self) {
-        self.put_word(TABLES, TABLES + 0x1003);
-        self.put_word(TABLES + 0x1000, TABLES + 0x2003);
-        self.put_word(TABLES + 0x1008, TABLES + 0x3003);
-        self.put_word(TABLES + 0x2000, SMALL_TABLE | 3);
+        self.put_word(TABLES, TABLES + 0x1007);
+        self.put_word(TABLES + 0x1000, TABLES + 0x2007);
+        self.put_word(TABLES + 0x1008, TABLES + 0x3007);
+        self.put_word(TABLES + 0x2000, SMALL_TABLE | 7);
         for i in 1..8 {
             self.put_word(TABLES + 0x2000 + 8 * i, i << 21 | 0x83);
         }
@@ -130,12 +137,18 @@ impl Machine {
         for i in 0..512 {
             self.map(i << 12, i << 12 | 3);
         }
-        for (i, word) in [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff]
-            .into_iter()
-            .enumerate()
-        {
+        let descriptors = [
+            0,
+            0,
+            0x00af_9b00_0000_ffff,
+            0x00cf_9300_0000_ffff,
+            0x00cf_f300_0000_ffff,
+            0x00af_fb00_0000_ffff,
+        ];
+        for (i, word) in descriptors.into_iter().enumerate() {
             self.put_word(GDT + 8 * i as u64, word);
         }
+        self.put_word(TSS + 4, KERNEL_STACK);
         for vector in 0..256 {
             let handler = HANDLERS + vector * HANDLER_LEN;
             self.set_gate(vector as u8, handler);
@@ -148,6 +161,16 @@ impl Machine {
             .concat();
             self.put(handler, &code);
         }
+    }
+
+    /// Goes on at CPL 3.
+    pub(crate) fn enter_user(&mut self) {
+        self.change(|state| {
+            state.segments[VcpuState::CS] = flat(USER_CODE, 0xa0fb);
+            for index in [VcpuState::SS, VcpuState::DS, VcpuState::ES] {
+                state.segments[index] = flat(USER_DATA, 0xc0f3);
+            }
+        });
     }
 
     pub(crate) fn set_gate(&mut self, vector: u8, handler: u64) {
@@ -250,19 +273,22 @@ pub(crate) struct Exception {
     pub(crate) state: VcpuState,
 }
 
-fn state() -> VcpuState {
-    let mut state = VcpuState::after_reset();
-    let flat = |selector, rights| Segment {
+fn flat(selector: u16, rights: u16) -> Segment {
+    Segment {
         selector,
         base: 0,
         limit: !0,
         rights,
-    };
+    }
+}
+
+fn state() -> VcpuState {
+    let mut state = VcpuState::after_reset();
     state.segments = [flat(0x18, 0xc093); 6];
     state.segments[VcpuState::CS] = flat(0x10, 0xa09b);
     state.gdt = DescriptorTable {
         base: GDT,
-        limit: 31,
+        limit: 47,
     };
     state.idt = DescriptorTable {
         base: IDT,

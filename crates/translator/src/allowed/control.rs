@@ -62,6 +62,8 @@ pub(super) const ROWS: &[Entry] = &[
     entry(Lea_r64_m, Lea, "W 8D /r", "Rm", "", ""),
     entry(Cli, InterruptsOff, "FA", "", "", ""),
     entry(Sti, InterruptsOn, "FB", "", "", ""),
+    entry(Stac, UserAccessOn, "0F 01 CB", "", "", ""),
+    entry(Clac, UserAccessOff, "0F 01 CA", "", "", ""),
     entry(Swapgs, SwapGs, "0F 01 F8", "", "", ""),
     // string instructions: see `strings.rs`
     entry(Movsb_m8_m8, String, "A4", "", "", "SD"),

@@ -11,6 +11,7 @@ use image::Store;
 use sandbox::host::{Feature, Host, Kvm, choose_engine};
 use sandbox::{Engine, MEMORY_MIB_LEAST, Search};
 use serde::Serialize;
+use translations::{FOLDER_BYTES_MAX, Folder, Place, Settings};
 
 use crate::complaint::Complaint;
 use crate::quantity::human_bytes;
@@ -43,6 +44,7 @@ struct Report {
     initramfs: FileReport,
     vmm: FileReport,
     store: StoreReport,
+    translations: TranslationsReport,
     runtime_dir: PathBuf,
     /// What keeps a machine from running.
     problems: Vec<String>,
@@ -71,6 +73,17 @@ struct StoreReport {
     layers: u64,
     bytes: u64,
     free_bytes: u64,
+    error: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct TranslationsReport {
+    /// Absent when none are kept.
+    path: Option<PathBuf>,
+    files_bytes: u64,
+    bytes_max: u64,
+    /// Of the file that this version uses.
+    entries: u32,
     error: Option<String>,
 }
 
@@ -129,6 +142,7 @@ impl Report {
             ));
         }
         Self {
+            translations: TranslationsReport::of(Place::choose(None)),
             ok: problems.is_empty(),
             version: env!("CARGO_PKG_VERSION"),
             advice: advice(&host, &store),
@@ -190,6 +204,7 @@ impl Report {
             ("guest init", file(&self.initramfs)),
             ("monitor", file(&self.vmm)),
             ("image store", store),
+            ("translations", self.translations.words()),
             ("runtime dir", self.runtime_dir.display().to_string()),
             (
                 "engine",
@@ -346,6 +361,53 @@ impl StoreReport {
     }
 }
 
+impl TranslationsReport {
+    fn of(place: Place) -> Self {
+        let mut report = Self {
+            path: None,
+            files_bytes: 0,
+            bytes_max: FOLDER_BYTES_MAX as u64,
+            entries: 0,
+            error: None,
+        };
+        let Place::Folder(path) = place else {
+            return report;
+        };
+        if path.exists() {
+            let settings = Settings::default();
+            let found = Folder::open_existing(&path).and_then(|folder| {
+                report.files_bytes = folder.bytes();
+                folder.file(settings)
+            });
+            match found {
+                Ok(file) => report.entries = file.map_or(0, |file| file.entries()),
+                Err(error) => report.error = Some(chain(&error)),
+            }
+        }
+        report.path = Some(path);
+        report
+    }
+
+    fn words(&self) -> String {
+        match (&self.path, &self.error) {
+            (None, _) => "off".to_owned(),
+            (Some(_), Some(error)) => error.clone(),
+            (Some(path), None) => format!(
+                "{}: {} of {}, {} usable blocks",
+                path.display(),
+                human_bytes(self.files_bytes),
+                human_bytes(self.bytes_max),
+                self.entries
+            ),
+        }
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |error| error.source());
+    causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
+}
+
 fn free_bytes(dir: &Path) -> u64 {
     rustix::fs::statvfs(dir).map_or(0, |stat| stat.f_bavail.saturating_mul(stat.f_frsize))
 }
@@ -427,6 +489,11 @@ mod tests {
             "/store/bytes",
             "/store/free_bytes",
             "/store/error",
+            "/translations/path",
+            "/translations/files_bytes",
+            "/translations/bytes_max",
+            "/translations/entries",
+            "/translations/error",
             "/runtime_dir",
             "/problems",
             "/advice",

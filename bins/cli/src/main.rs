@@ -34,6 +34,8 @@ Environment:
   KOMBI_ASSETS     directory with the guest's vmlinux and initramfs.cpio
   KOMBI_VMM        the monitor's program, kombi-vmm
   XDG_RUNTIME_DIR  where sockets live while a machine runs
+  KOMBI_TRANSLATION_CACHE
+                   where translations of guest code are kept, or off
   NO_COLOR         no colours";
 
 /// Containers in micro-VMs: each with a kernel of its own, with or without KVM.

@@ -3,6 +3,7 @@
 //! Invariant: what was asked ([`RunArgs`]) is checked as far as possible before an image is touched, and the terminal is
 //! as before when this returns. Left to others: images (`image`), machines (`sandbox`).
 
+use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -86,6 +87,10 @@ pub(crate) struct RunArgs {
     /// Who runs the guest's code.
     #[arg(long, value_enum, default_value = "auto")]
     engine: EngineArg,
+
+    /// Where translations of guest code are kept for later machines: a directory, or off.
+    #[arg(long, value_name = "off|DIR")]
+    translation_cache: Option<OsString>,
 
     /// Boot this kernel (an uncompressed ELF vmlinux, or a bzImage).
     #[arg(long, value_name = "PATH")]
@@ -187,6 +192,7 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Complaint> {
         vcpus: args.cpus,
         memory_mib: args.memory,
         engine: args.engine.into(),
+        translation_cache: args.translation_cache,
         boot_timeout: args.boot_timeout,
         verbose: args.verbose,
     };

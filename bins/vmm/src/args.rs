@@ -1,6 +1,7 @@
 //! The command line: Firecracker's options as far as they mean something here,
 //! and Kombi's own.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use blueprint::Engine;
@@ -43,6 +44,12 @@ pub(crate) struct Args {
     /// The engine that runs guest code; overrides the configuration's.
     #[arg(long, value_enum)]
     pub(crate) engine: Option<EngineArg>,
+
+    /// Where the software engine keeps translations of guest code for later machines:
+    /// a directory, or off. [default: KOMBI_TRANSLATION_CACHE, or
+    /// $XDG_CACHE_HOME/kombi/translations]
+    #[arg(long, value_name = "off|DIR", value_parser = clap::builder::OsStringValueParser::new())]
+    pub(crate) translation_cache: Option<OsString>,
 
     /// Append the log to this file in place of standard error.
     #[arg(long, value_name = "PATH")]

@@ -79,7 +79,7 @@ fn run(args: &Args, status: &mut Status) -> Result<u8, Failure> {
     start_log(args)?;
 
     let blueprint = read_blueprint(args)?;
-    let hypervisor = engine::choose(blueprint.engine())?;
+    let (hypervisor, kept) = engine::choose(blueprint.engine(), args.translation_cache.as_deref())?;
     let stdio = Stdio {
         // Standard input that held the configuration is at its end.
         input: if reads_stdin(args) {
@@ -110,7 +110,11 @@ fn run(args: &Args, status: &mut Status) -> Result<u8, Failure> {
         "started"
     );
     let ended = running.wait();
-    finish(ended, stopped_by.load(Ordering::SeqCst), status)
+    let code = finish(ended, stopped_by.load(Ordering::SeqCst), status);
+    if let Some(kept) = kept {
+        engine::save(&kept);
+    }
+    code
 }
 
 fn finish(ended: Ended, stopped_by: i32, status: &mut Status) -> Result<u8, Failure> {

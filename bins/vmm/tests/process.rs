@@ -84,6 +84,7 @@ impl Host {
     fn start(&self, config: &Path, args: &[&str]) -> Child {
         let mut command = Command::new(VMM);
         command.arg("--config-file").arg(config).args(args);
+        command.env("KOMBI_TRANSLATION_CACHE", self.path("translations"));
         if !args.contains(&"--level") {
             command.args(["--level", "warning"]);
         }

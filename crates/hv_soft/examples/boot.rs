@@ -2,6 +2,9 @@
 //! see the engine at work, and to measure it.
 //!
 //! `cargo run --release -p hv_soft --example boot -- VMLINUX INITRAMFS [CMDLINE]`
+//!
+//! With `STATS=1` it says what the engine did, with `KEPT=FOLDER` translations are
+//! kept there from one boot to the next.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,6 +13,7 @@ use std::time::Instant;
 
 use hv::{Gpa, GuestRam, Hypervisor, Interrupts, Io, Kick, Partition, Vcpu, VcpuState};
 use hv_soft::{Options, SoftHypervisor};
+use translations::Translations;
 use vm_memory::{Bytes, GuestAddress};
 use x86::state::{DescriptorTable, Segment};
 
@@ -264,7 +268,21 @@ fn main() -> Result<()> {
         code_cache_bytes: std::env::var("CACHE").map_or(Ok(32 << 20), |n| n.parse())?,
     };
     let loaded = start.elapsed();
-    let mut partition = SoftHypervisor::new(options).create(ram.clone(), 1)?;
+    let mut engine = SoftHypervisor::new(options);
+    let kept = match std::env::var_os("KEPT") {
+        Some(folder) => {
+            let (kept, refused) = Translations::open(options.translator(), folder.as_ref())?;
+            if let Some(error) = refused {
+                eprintln!("{error}");
+            }
+            Some(Arc::new(kept))
+        }
+        None => None,
+    };
+    if let Some(kept) = &kept {
+        engine = engine.with_translations(Arc::clone(kept));
+    }
+    let mut partition = engine.create(ram.clone(), 1)?;
     let mut vcpu = partition.vcpu(0)?;
     vcpu.set_state(&state(entry))?;
     let board = Board {
@@ -319,6 +337,12 @@ fn main() -> Result<()> {
             eprintln!("{line}");
         }
         eprintln!("guest memory resident: {} KiB", ram.resident_bytes()? >> 10);
+    }
+    if let Some(kept) = kept {
+        let started = Instant::now();
+        let counts = kept.counts();
+        let saved = kept.save()?;
+        eprintln!("{counts:?}, {saved:?} in {:?}", started.elapsed());
     }
     if exit == hv::Exit::TripleFault {
         let state = vcpu.state()?;

@@ -8,6 +8,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use hv::Io;
+use translations::Translations;
 use translator::context::Mode;
 use x86::control::cr0;
 use x86::registers::rflags;
@@ -91,6 +92,8 @@ pub(crate) struct Cpu {
     pub(crate) stats: EngineStats,
     pub(crate) rest: Rest,
     pub(crate) observer: Option<Observer>,
+    /// Translations made before.
+    pub(crate) kept: Option<Arc<Translations>>,
 }
 
 impl Cpu {

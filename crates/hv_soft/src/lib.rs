@@ -4,7 +4,7 @@
 //! ```text
 //! vcpu ─▶ dispatch ─▶ enter ⇄ translated code (codebuf)
 //!            │                    │ exits: fault, context
-//!            ├─ translate ─▶ translator, blocks
+//!            ├─ translate ─▶ recall ─▶ translations, translator; blocks
 //!            ├─ mmu (walk, tlb, access)
 //!            ├─ interp (what is not translated), exceptions, msr, cpuid
 //!            └─ interrupts ─▶ apic (local, ioapic), clock, doorbell
@@ -47,6 +47,7 @@ mod interrupts;
 mod mmu;
 mod msr;
 mod partition;
+mod recall;
 mod rest;
 mod state;
 mod stats;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use hv::{Error, GuestRam, Hypervisor, Interrupts, Partition};
+use translations::Translations;
 use translator::block::{Block, Request, Thunks};
 use x86::state::VcpuState;
 
@@ -49,15 +50,26 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// What the engine asks of the translator: which translations fit.
+    #[must_use]
+    pub fn translator(&self) -> translator::Options {
+        translator::Options {
+            count_instructions: self.count_instructions,
+        }
+    }
+}
+
 /// Called with each translation before it can run: what was asked and what came out.
 /// For tests that prove something of every block.
 pub type Observer = fn(&Request, &Block);
 
 /// The software engine.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct SoftHypervisor {
     options: Options,
     observer: Option<Observer>,
+    kept: Option<Arc<Translations>>,
 }
 
 impl SoftHypervisor {
@@ -66,7 +78,17 @@ impl SoftHypervisor {
     pub fn new(options: Options) -> Self {
         Self {
             options,
-            observer: None,
+            ..Self::default()
+        }
+    }
+
+    /// The engine that looks for translations in `kept` before it makes them, and adds
+    /// there what it made. They must be for [`Options::translator`].
+    #[must_use]
+    pub fn with_translations(self, kept: Arc<Translations>) -> Self {
+        Self {
+            kept: Some(kept),
+            ..self
         }
     }
 
@@ -107,6 +129,7 @@ impl Hypervisor for SoftHypervisor {
             let ram = Ram::new(memory.clone());
             let mut cpu = new_cpu(id as u32, ram, Arc::clone(&chips), clock, self.options)?;
             cpu.observer = self.observer;
+            cpu.kept.clone_from(&self.kept);
             cpus.push(Some(SoftVcpu::new(Box::new(cpu), bell)));
         }
         Ok(SoftPartition { cpus, chips })
@@ -140,9 +163,7 @@ fn new_cpu(
     let mut context = ContextBox::new().map_err(host("reserve the vCPU's context"))?;
     tlb::initialize(&mut context, thunks.jump_miss);
     let pages = ram.page_end();
-    let translator = translator::Translator::new(translator::Options {
-        count_instructions: options.count_instructions,
-    });
+    let translator = translator::Translator::new(options.translator());
     let reset = VcpuState::after_reset();
     let mut fpu = Fpu([0; 512]);
     fpu.0.copy_from_slice(&reset.fxsave);
@@ -174,6 +195,7 @@ fn new_cpu(
         stats: EngineStats::default(),
         rest: crate::rest::Rest::new(),
         observer: None,
+        kept: None,
     })
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Most of what a boot executes runs once. When the guest has come to rest after
 //! it, every translation is dropped and its memory returned to the host; what
-//! the guest still needs is translated again as it runs. This happens once in a
+//! the guest still needs is translated again as it runs, or comes back from the
+//! translations that are kept, which are saved now. This happens once in a
 //! machine's life, so that a service that rests between requests stays warm.
 
 use std::time::Duration;
@@ -44,10 +45,11 @@ impl Cpu {
             return None;
         };
         let now = self.clock.now();
-        if self.stats.translations > translations + HARDLY_ANY {
+        let so_far = self.stats.translations + self.stats.recalled;
+        if so_far > translations + HARDLY_ANY {
             self.rest = Rest::Waited {
                 since: now,
-                translations: self.stats.translations,
+                translations: so_far,
             };
             return Some(REST);
         }
@@ -57,6 +59,7 @@ impl Cpu {
             Some(_) | None => {
                 self.flush_code();
                 self.blocks.release();
+                self.save_translations();
                 self.rest = Rest::Over;
                 None
             }

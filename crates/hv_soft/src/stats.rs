@@ -26,15 +26,17 @@ pub struct EngineStats {
     pub faults: u64,
     /// Entries into invalidated blocks.
     pub stale: u64,
-    /// Translations.
+    /// Translations made.
     pub translations: u64,
-    /// Guest instructions translated.
+    /// Translations that had been kept and were placed again.
+    pub recalled: u64,
+    /// Guest instructions of both.
     pub translated_instructions: u64,
-    /// Guest bytes translated.
+    /// Guest bytes of both.
     pub guest_bytes: u64,
-    /// Host bytes of translations.
+    /// Host bytes of both.
     pub host_bytes: u64,
-    /// TSC ticks spent in translation.
+    /// TSC ticks spent on both.
     pub translation_ticks: u64,
     /// Pages whose translations were dropped because of a store.
     pub invalidations: u64,

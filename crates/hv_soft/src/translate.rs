@@ -26,9 +26,9 @@ type PageCopy = Box<[u8; 4096]>;
 
 /// Guest memory as an instruction fetch sees it. Pages are copied: a device may
 /// write them at any time, and Rust must not see that.
-struct Fetch<'a> {
+pub(crate) struct Fetch<'a> {
     paging: Paging,
-    ram: &'a Ram,
+    pub(crate) ram: &'a Ram,
     mode: Mode,
     /// First byte of the block.
     va: u64,
@@ -38,7 +38,7 @@ struct Fetch<'a> {
 }
 
 impl Fetch<'_> {
-    fn page_of(&self, va: u64) -> Option<u32> {
+    pub(crate) fn page_of(&self, va: u64) -> Option<u32> {
         if (va ^ self.va) & !0xfff == 0 {
             return Some(self.page);
         }
@@ -51,16 +51,20 @@ impl Fetch<'_> {
             .then_some((walked.pa >> 12) as u32)
     }
 
-    fn copy(&self, va: u64) -> Option<PageCopy> {
-        let page = self.page_of(va)?;
-        // Before it is read: see `PageEpochs::watch`. Only the block's own pages
-        // need it, the others are only looked at for flags.
+    /// Before `page` is read at `va`: see `PageEpochs::watch`. Only the block's own
+    /// pages need it, the others are only looked at for flags.
+    pub(crate) fn watch(&self, va: u64, page: u32) {
         if va & !0xfff == self.va & !0xfff || va & !0xfff == (self.va | 0xfff).wrapping_add(1) {
             self.ram
                 .guest_ram()
                 .epochs()
                 .watch(Gpa(u64::from(page) << 12));
         }
+    }
+
+    fn copy(&self, va: u64) -> Option<PageCopy> {
+        let page = self.page_of(va)?;
+        self.watch(va, page);
         let mut pool = self.pool.take();
         let mut copy = pool.pop().unwrap_or_else(|| Box::new([0; 4096]));
         self.pool.set(pool);
@@ -129,16 +133,16 @@ impl Cpu {
             first_exit: self.blocks.next_exit(),
             thunks: self.blocks.thunks,
         };
-        let result = translating
-            .translator
-            .translate(&request, &fetch, &mut translating.block);
+        let result = translating.obtain(self.kept.as_deref(), &request, &fetch);
         let Fetch { copies, pool, .. } = fetch;
         translating.pool = pool.into_inner();
         translating
             .pool
             .extend(copies.into_iter().filter_map(|slot| slot.into_inner()?.1));
         let id = match result {
-            Ok(()) => {
+            Ok(kept) => {
+                self.stats.recalled += u64::from(kept);
+                self.stats.translations += u64::from(!kept);
                 if let Some(observer) = self.observer {
                     observer(&request, &translating.block);
                 }
@@ -178,7 +182,6 @@ impl Cpu {
                 block.code.len()
             )));
         };
-        self.stats.translations += 1;
         self.stats.translated_instructions += u64::from(block.instructions);
         self.stats.guest_bytes += u64::from(block.guest_len);
         self.stats.host_bytes += block.code.len() as u64;

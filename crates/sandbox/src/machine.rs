@@ -4,6 +4,7 @@
 //! go: the monitor, the sockets, the directory. Left to others: the conversation while the command runs
 //! ([`crate::session`]).
 
+use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -61,6 +62,8 @@ pub struct Plan {
     pub memory_mib: u32,
     /// Who runs the guest's code.
     pub engine: Engine,
+    /// The monitor's `--translation-cache`, where it is not to choose.
+    pub translation_cache: Option<OsString>,
     /// From the monitor's start to the first word of the guest's init.
     pub boot_timeout: Duration,
     /// Copy the console and the monitor's log to standard error.
@@ -121,7 +124,8 @@ impl Plan {
                 source,
             })?;
         let console = dir.path().join("console");
-        let vmm = VmmProcess::spawn(&self.vmm, &draft, &console, self.verbose)?;
+        let cache = self.translation_cache.as_deref();
+        let vmm = VmmProcess::spawn(&self.vmm, &draft, &console, cache, self.verbose)?;
         tracing::debug!(%id, after = ?started.elapsed(), "monitor started");
         Ok(Booting {
             vmm,

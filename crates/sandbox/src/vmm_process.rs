@@ -11,6 +11,7 @@
 //!
 //! Left to others: what its end means to a container ([`crate::machine`]).
 
+use std::ffi::OsStr;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -75,6 +76,7 @@ impl VmmProcess {
         program: &Path,
         draft: &Draft,
         console: &Path,
+        translation_cache: Option<&OsStr>,
         verbose: bool,
     ) -> Result<Self, Error> {
         let channel = |action| move |source| Error::Channel { action, source };
@@ -90,7 +92,11 @@ impl VmmProcess {
 
         let config = serde_json::to_vec(draft)
             .map_err(|e| channel("write the machine's configuration")(e.into()))?;
-        let mut child = Command::new(program)
+        let mut command = Command::new(program);
+        if let Some(cache) = translation_cache {
+            command.arg("--translation-cache").arg(cache);
+        }
+        let mut child = command
             .args(["--config-file", "-", "--die-with-parent"])
             .args(["--status-fd", "1"])
             .stdin(Stdio::piped())

@@ -85,6 +85,8 @@ impl Home {
             .env("KOMBI_HOME", self.path("store"))
             .env("XDG_RUNTIME_DIR", self.path("run"))
             .env("TMPDIR", self.path("tmp"))
+            // One for all tests: their machines boot the same kernel.
+            .env("KOMBI_TRANSLATION_CACHE", env!("CARGO_TARGET_TMPDIR"))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());

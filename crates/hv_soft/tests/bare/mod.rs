@@ -107,8 +107,12 @@ impl Machine {
     }
 
     pub(crate) fn with(options: Options) -> Self {
+        Self::on(SoftHypervisor::new(options))
+    }
+
+    pub(crate) fn on(engine: SoftHypervisor) -> Self {
         let ram = GuestRam::new(ram::ByteSize::mib(16)).unwrap();
-        let mut partition = SoftHypervisor::new(options).create(ram.clone(), 1).unwrap();
+        let mut partition = engine.create(ram.clone(), 1).unwrap();
         let vcpu = partition.vcpu(0).unwrap();
         let board = Arc::new(Board::default());
         let _ = board.kick.set(vcpu.kicker());

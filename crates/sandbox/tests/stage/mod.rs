@@ -56,6 +56,7 @@ impl Stage {
             vcpus: 1,
             memory_mib: 64,
             engine: Engine::Auto,
+            translation_cache: None,
             boot_timeout: Duration::from_secs(10),
             verbose: false,
         }

@@ -49,11 +49,12 @@ fn kind_number(kind: Kind) -> u8 {
         Kind::Grouped => 0,
         Kind::PerAccess => 1,
         Kind::Bounce => 2,
+        Kind::Step => 3,
     }
 }
 
 fn kind_of(number: u8) -> Option<Kind> {
-    [Kind::Grouped, Kind::PerAccess, Kind::Bounce]
+    [Kind::Grouped, Kind::PerAccess, Kind::Bounce, Kind::Step]
         .into_iter()
         .find(|kind| kind_number(*kind) == number)
 }

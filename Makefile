@@ -64,7 +64,7 @@ demo: build images ## Set up, build, make two images, and run commands in micro-
 	@demo/demo.sh
 
 .PHONY: bench
-bench: build images ## Measure against QEMU microvm (TCG) and native, side by side
+bench: build debian-kernels images ## Measure against QEMU microvm (TCG) and native, side by side
 	@setup/packages.sh bench
 	@cargo run --release --locked -q -p bench -- all
 
@@ -81,7 +81,14 @@ test: setup kernel debian-kernels programs images lint ## Set up, build, and run
 	$(call say,tests)
 	@cargo nextest run --workspace --locked
 	@cargo test --workspace --locked --doc -q
+	$(call say,programs in guests)
+	@lab/guests/run.sh --quick python gcc
 	@$(MAKE) deny
+
+.PHONY: test-guests
+test-guests: build ## Run real software in guests and on the host, and compare: GUESTS="redis node", default all
+	$(call say,programs in guests)
+	@lab/guests/run.sh $(GUESTS)
 
 .PHONY: lint
 lint: ## Formatting, clippy with warnings denied, the house's own rules

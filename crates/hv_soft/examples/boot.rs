@@ -261,7 +261,8 @@ fn main() -> Result<()> {
     let start = Instant::now();
     let kernel = std::fs::read(kernel)?;
     let initrd = std::fs::read(initrd)?;
-    let ram = GuestRam::new(ram::ByteSize::mib(256))?;
+    let memory = std::env::var("MEM").map_or(Ok(256), |mib| mib.parse())?;
+    let ram = GuestRam::new(ram::ByteSize::mib(memory))?;
     let entry = load(&ram, &kernel, &initrd, command_line)?;
     let options = Options {
         count_instructions: std::env::var_os("COUNT").is_some(),

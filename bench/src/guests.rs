@@ -12,6 +12,8 @@ pub(crate) struct Guests {
     pub(crate) work: PathBuf,
     /// The guest kernel.
     pub(crate) kernel: PathBuf,
+    /// Debian's cloud kernel.
+    pub(crate) debian_kernel: PathBuf,
     /// Initramfs whose init says that it runs.
     pub(crate) ready: PathBuf,
     /// Initramfs whose init is the CPU benchmark.
@@ -39,6 +41,7 @@ impl Guests {
         std::fs::create_dir_all(&work)?;
         let guests = Self {
             kernel: target.join("guest/vmlinux"),
+            debian_kernel: target.join("guest/debian-cloud.bzImage"),
             ready: work.join("ready.cpio"),
             cpu: work.join("cpu.cpio"),
             cpu_native: work.join("cpu"),
@@ -50,6 +53,7 @@ impl Guests {
         };
         for path in [
             &guests.kernel,
+            &guests.debian_kernel,
             &guests.kombi,
             &guests.vmm,
             &guests.busybox,
@@ -57,7 +61,7 @@ impl Guests {
         ] {
             ensure!(
                 path.exists(),
-                "{} is missing; run make build images",
+                "{} is missing; run make build debian-kernels images",
                 path.display()
             );
         }

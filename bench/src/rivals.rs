@@ -19,7 +19,7 @@ const QEMU_MACHINE: &str =
 /// Where that machine has its first device; it would append this behind the
 /// arguments of init, where the kernel does not look.
 const QEMU_FIRST_DEVICE: &str = "virtio_mmio.device=512@0xfeb00e00:12";
-const MEMORY_MIB: u32 = 256;
+pub(crate) const MEMORY_MIB: u32 = 256;
 
 /// What a machine of either kind boots.
 pub(crate) struct Machine<'a> {

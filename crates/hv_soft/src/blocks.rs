@@ -21,6 +21,10 @@ use crate::mmu::tlb::PageSet;
 const HASH_HEADS: usize = 1 << 15;
 /// Exits per entry of the owner table.
 const OWNER_STEP: usize = 16;
+/// Stores next to code that a page bears, at least, and for each block in it: a
+/// block is translated in the time of some such stores.
+const NEAR_MISSES: u32 = 8;
+const NEAR_MISSES_PER_BLOCK: u32 = 2;
 const LIVE: u8 = 1 << 7;
 const CROSSES: u8 = 1 << 6;
 /// Mode and kind.
@@ -138,8 +142,9 @@ pub(crate) struct Blocks {
     /// Records that run into a page.
     seconds: HashMap<u32, Vec<Id>>,
     code: PageSet,
-    /// Stores into code pages that hit no translation, by page.
-    near_misses: HashMap<u32, u8>,
+    /// Stores into code pages that hit no translation, by page: how many more
+    /// until the page is dropped.
+    near_misses: HashMap<u32, u32>,
     /// Failures of group checks, by exit.
     group_failures: HashMap<u32, u8>,
     /// Counts flushes: ids and exit numbers of another generation mean nothing.
@@ -342,35 +347,64 @@ impl Blocks {
         ids
     }
 
-    /// Whether a store overlaps a live translation.
-    pub(crate) fn hit(&self, pa: u64, len: u64) -> bool {
+    /// The live translations that a store overlaps. The dead leave the page's lists,
+    /// which would only grow where code is patched again and again.
+    pub(crate) fn hit(&mut self, pa: u64, len: u64) -> Vec<Id> {
         let page = (pa >> 12) as u32;
-        let hits = |id: Id| {
-            let record = &self.records[id as usize];
-            record.live() && record.overlaps(pa, len)
+        let Self {
+            records,
+            page_heads,
+            seconds,
+            ..
+        } = self;
+        let mut hits = Vec::new();
+        if let Some(ids) = seconds.get_mut(&page) {
+            ids.retain(|id| records[*id as usize].live());
+            let overlaps = |id: &&Id| records[**id as usize].overlaps(pa, len);
+            hits.extend(ids.iter().filter(overlaps));
+        }
+        let Some(head) = page_heads.get_mut(page as usize) else {
+            return hits;
         };
-        if self
-            .seconds
-            .get(&page)
-            .is_some_and(|ids| ids.iter().any(|id| hits(*id)))
-        {
-            return true;
-        }
-        let mut next = self.page_heads.get(page as usize).copied().unwrap_or(0);
+        let mut next = std::mem::take(head);
+        let mut last = None;
         while let Some(id) = next.checked_sub(1) {
-            if hits(id) {
-                return true;
+            let record = records[id as usize];
+            next = record.next_in_page;
+            if !record.live() {
+                continue;
             }
-            next = self.records[id as usize].next_in_page;
+            match last.replace(id) {
+                Some(last) => records[last as usize].next_in_page = id + 1,
+                None => *head = id + 1,
+            }
+            if record.overlaps(pa, len) {
+                hits.push(id);
+            }
         }
-        false
+        if let Some(last) = last {
+            records[last as usize].next_in_page = 0;
+        }
+        hits
     }
 
-    /// Counts a store next to code; true when there were many.
+    /// Counts a store next to code; true when there were so many that the page's
+    /// translations should go, and stores be ordinary: each cost an exit, but
+    /// translating anew what still runs costs more per block.
     pub(crate) fn near_miss(&mut self, page: u32) -> bool {
-        let count = self.near_misses.entry(page).or_insert(0);
-        *count = count.saturating_add(1);
-        *count > 8
+        let (records, page_heads) = (&self.records, &self.page_heads);
+        let left = self.near_misses.entry(page).or_insert_with(|| {
+            let mut live = 0;
+            let mut next = page_heads.get(page as usize).copied().unwrap_or(0);
+            while let Some(id) = next.checked_sub(1) {
+                let record = &records[id as usize];
+                live += u32::from(record.live());
+                next = record.next_in_page;
+            }
+            NEAR_MISSES + NEAR_MISSES_PER_BLOCK * live
+        });
+        *left = left.saturating_sub(1);
+        *left == 0
     }
 
     /// Counts a failed group check; gives how often it failed.

@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::__cpuid_count;
 
-use x86::cpuid::{self, extended_edx, kvm, leaf1_ecx, leaf1_edx, leaf7_ebx, leaf7_ecx};
+use x86::cpuid::{self, extended_edx, kvm, leaf1_ecx, leaf1_edx, leaf7_ebx, leaf7_ecx, leaf7_edx};
 
 use crate::mmu::walk::PHYSICAL_BITS;
 
@@ -82,9 +82,12 @@ pub(crate) fn guest(leaf: u32, sub: u32, id: u32, tsc_khz: u64) -> Leaf {
         // Without it Linux trusts the timer for periodic ticks only: no tickless
         // idle, no timer finer than a tick.
         cpuid::THERMAL_AND_POWER => [cpuid::APIC_TIMER_ALWAYS_RUNS, 0, 0, 0],
-        cpuid::EXTENDED_FEATURES if sub == 0 => {
-            [0, leaf7_ebx::ERMS | OWN_LEAF7_EBX, OWN_LEAF7_ECX, 0]
-        }
+        cpuid::EXTENDED_FEATURES if sub == 0 => [
+            0,
+            leaf7_ebx::ERMS | OWN_LEAF7_EBX,
+            OWN_LEAF7_ECX,
+            leaf7_edx::ARCH_CAPABILITIES,
+        ],
         cpuid::TOPOLOGY => match sub {
             0 => [0, 1, 1 << 8, id],
             1 => [0, 1, 2 << 8 | 1, id],

@@ -370,7 +370,7 @@ impl Run<'_> {
         if (va & 0xfff) as usize + usize::from(missed.size) > 4096 {
             return self.slow_access(record, missed, stay);
         }
-        let mut place = match self.place(va, missed.write, mode) {
+        let place = match self.place(va, missed.write, mode) {
             Ok(place) => place,
             Err(fault) => {
                 // Only the stack's slot says so by itself; an RBP does not.
@@ -378,13 +378,6 @@ impl Run<'_> {
                 return Err(fault.on_stack(stack));
             }
         };
-        if let Place::Code(pa) = place
-            && pa >> 12 != u64::from(record.page)
-            && self.blocks.near_miss((pa >> 12) as u32)
-        {
-            self.invalidate((pa >> 12) as u32);
-            place = self.place(va, missed.write, mode)?;
-        }
         if let Place::Memory(_) = place
             && (!missed.stack || self.fill_stack_slot(va))
             && self.blocks.record(missed.id).live()

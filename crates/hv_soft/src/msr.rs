@@ -24,7 +24,10 @@ pub(crate) const PLAIN: [(u32, u64); 9] = [
 ];
 
 /// Registers that read as a constant and ignore what is written.
-const CONSTANT: [(u32, u64); 4] = [
+const CONSTANT: [(u32, u64); 5] = [
+    // RDCL_NO: no hardware walks the guest's page tables, so that its kernel need
+    // not hide from its own processes (PTI, which doubles loads of CR3).
+    (msr::ARCH_CAPABILITIES, 1),
     (msr::PLATFORM_ID, 0),
     (msr::PLATFORM_INFO, 0),
     (msr::MTRR_CAP, 0),

@@ -40,6 +40,8 @@ pub struct EngineStats {
     pub translation_ticks: u64,
     /// Pages whose translations were dropped because of a store.
     pub invalidations: u64,
+    /// Stores that overlapped translations, which were dropped alone.
+    pub patched: u64,
     /// Times the whole code cache was dropped: it was full, or the guest first
     /// rested.
     pub code_flushes: u64,

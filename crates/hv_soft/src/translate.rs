@@ -188,23 +188,32 @@ impl Cpu {
         Ok(id)
     }
 
-    /// The guest stored into a page that holds code.
+    /// The guest stored into a page that holds code: what the store overlaps goes,
+    /// its neighbours stay. JITs patch and append to pages that they run.
     pub(crate) fn stored_into_code(&mut self, pa: u64, len: u64) {
         let page = (pa >> 12) as u32;
-        if self.blocks.hit(pa, len) || self.blocks.near_miss(page) {
+        let hit = self.blocks.hit(pa, len);
+        if hit.is_empty() && self.blocks.near_miss(page) {
             self.invalidate(page);
+        }
+        self.stats.patched += u64::from(!hit.is_empty());
+        self.drop_blocks(hit);
+    }
+
+    fn drop_blocks(&mut self, ids: Vec<Id>) {
+        for id in ids {
+            if let Some(record) = self.blocks.kill(id) {
+                let code = self.blocks.buf.address(record.indirect());
+                self.drop_jump(record.va, record.mode(), code);
+            }
         }
     }
 
     /// Drops all translations of a page; stores into it are ordinary again.
     pub(crate) fn invalidate(&mut self, page: u32) {
         self.stats.invalidations += 1;
-        for id in self.blocks.take_page(page) {
-            if let Some(record) = self.blocks.kill(id) {
-                let code = self.blocks.buf.address(record.indirect());
-                self.drop_jump(record.va, record.mode(), code);
-            }
-        }
+        let ids = self.blocks.take_page(page);
+        self.drop_blocks(ids);
         self.ram
             .guest_ram()
             .epochs()

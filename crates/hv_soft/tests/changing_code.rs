@@ -109,6 +109,106 @@ fn data_next_to_code_can_be_written_without_end() {
     assert!(stats.translations < 20_000, "{stats:?}");
 }
 
+/// Calls the functions from `table` on and adds up what they return in EBX, `rounds`
+/// times; `between` comes after each round, which EDI counts down.
+fn call_all(
+    machine: &mut Machine,
+    functions: i32,
+    rounds: i32,
+    between: impl FnOnce(&mut CodeAssembler),
+) {
+    machine.code(|asm| {
+        let (mut round, mut again) = (asm.create_label(), asm.create_label());
+        asm.mov(edi, rounds).unwrap();
+        asm.xor(ebx, ebx).unwrap();
+        asm.set_label(&mut round).unwrap();
+        asm.xor(esi, esi).unwrap();
+        asm.set_label(&mut again).unwrap();
+        asm.call(qword_ptr(rsi * 8 + TABLE)).unwrap();
+        asm.add(ebx, eax).unwrap();
+        asm.inc(esi).unwrap();
+        asm.cmp(esi, functions).unwrap();
+        asm.jne(again).unwrap();
+        between(asm);
+        asm.dec(edi).unwrap();
+        asm.jne(round).unwrap();
+        asm.out(i32::from(STOP), al).unwrap();
+    });
+}
+
+const TABLE: u64 = 0x20_0000;
+const FUNCTIONS: u64 = 0x40_0000;
+
+/// `mov eax, value; ret` in slots of 32 bytes, and their addresses at [`TABLE`].
+fn put_functions(machine: &mut Machine, count: u64) {
+    for i in 0..count {
+        let at = FUNCTIONS + 32 * i;
+        machine.put_word(TABLE + 8 * i, at);
+        machine.code_at(at, |asm| {
+            asm.mov(eax, i as i32).unwrap();
+            asm.ret().unwrap();
+        });
+    }
+}
+
+#[test]
+fn patching_one_function_leaves_its_neighbours_translated() {
+    let mut machine = Machine::new();
+    put_functions(&mut machine, 100);
+    call_all(&mut machine, 100, 500, |asm| {
+        // The operand of `mov eax` in function 7.
+        asm.mov(dword_ptr(FUNCTIONS + 32 * 7 + 1), edi).unwrap();
+    });
+    let sum = machine.run_to_stop().gpr[3];
+    // At first 7, then what the round before counted.
+    assert_eq!(sum, 500 * (4950 - 7) + 7 + (2..=500).sum::<u64>());
+    let stats = machine.vcpu.stats();
+    assert_eq!(stats.invalidations, 0, "{stats:?}");
+    assert!(stats.translations < 100 + 2 * 500, "{stats:?}");
+}
+
+#[test]
+fn code_appended_to_a_page_that_runs_costs_its_own_translation_only() {
+    let mut machine = Machine::new();
+    put_functions(&mut machine, 64);
+    // Each round appends some code that nobody calls yet.
+    call_all(&mut machine, 64, 60, |asm| {
+        asm.mov(eax, edi).unwrap();
+        asm.shl(eax, 5).unwrap();
+        asm.mov(dword_ptr(rax + (FUNCTIONS + 0x800)), edi).unwrap();
+    });
+    assert_eq!(machine.run_to_stop().gpr[3], 60 * 2016);
+    let stats = machine.vcpu.stats();
+    assert_eq!(stats.invalidations, 0, "{stats:?}");
+    assert!(stats.translations < 100, "{stats:?}");
+}
+
+#[test]
+fn a_page_that_is_code_no_more_is_written_at_full_speed() {
+    let mut machine = Machine::new();
+    put_functions(&mut machine, 64);
+    machine.code(|asm| {
+        let (mut again, mut write) = (asm.create_label(), asm.create_label());
+        asm.xor(esi, esi).unwrap();
+        asm.set_label(&mut again).unwrap();
+        asm.call(qword_ptr(rsi * 8 + TABLE)).unwrap();
+        asm.inc(esi).unwrap();
+        asm.cmp(esi, 64).unwrap();
+        asm.jne(again).unwrap();
+        asm.mov(ecx, 100_000).unwrap();
+        asm.set_label(&mut write).unwrap();
+        asm.inc(qword_ptr(FUNCTIONS + 0xff0)).unwrap();
+        asm.dec(ecx).unwrap();
+        asm.jne(write).unwrap();
+        asm.out(i32::from(STOP), al).unwrap();
+    });
+    machine.run_to_stop();
+    assert_eq!(machine.word(FUNCTIONS + 0xff0), 100_000);
+    let stats = machine.vcpu.stats();
+    assert_eq!(stats.invalidations, 1, "{stats:?}");
+    assert!(stats.accesses < 1000, "{stats:?}");
+}
+
 #[test]
 fn a_full_code_cache_is_flushed_and_the_guest_goes_on() {
     let mut machine = Machine::with(Options {

@@ -130,6 +130,12 @@ pub mod leaf7_ecx {
     pub const UMIP: u32 = 1 << 2;
 }
 
+/// Leaf 7, EDX.
+pub mod leaf7_edx {
+    /// The register IA32_ARCH_CAPABILITIES.
+    pub const ARCH_CAPABILITIES: u32 = 1 << 29;
+}
+
 /// Leaf 8000_0001, EDX.
 pub mod extended_edx {
     /// SYSCALL.

@@ -17,6 +17,8 @@ pub const MICROCODE_UPDATE: u32 = 0x79;
 pub const MICROCODE_REVISION: u32 = 0x8b;
 /// Platform information.
 pub const PLATFORM_INFO: u32 = 0xce;
+/// What the processor is not vulnerable to (SDM vol. 4, table 2-2).
+pub const ARCH_CAPABILITIES: u32 = 0x10a;
 /// MTRR capabilities.
 pub const MTRR_CAP: u32 = 0xfe;
 /// SYSENTER's CS.

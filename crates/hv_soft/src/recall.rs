@@ -8,35 +8,43 @@
 use std::sync::Arc;
 
 use translations::{Key, Translations};
-use translator::block::{Refused, Request};
+use translator::block::{GuestCode, Refused, Request};
 use translator::{Placing, relocation};
 
 use crate::cpu::Cpu;
 use crate::translate::{Fetch, Translating};
 
-/// Bytes compared at a time.
-const CHUNK: usize = 256;
+/// Six instructions at most are looked at outside of a block's own pages.
+const CHUNK: usize = 128;
 
 impl Fetch<'_> {
-    /// Whether guest memory holds `bytes` at `va`, for an instruction fetch.
+    /// Whether guest memory holds `bytes` at `va`, for an instruction fetch. What it
+    /// looks at of the block's own pages stays in the copies, as with a translation.
     fn holds(&self, mut va: u64, mut bytes: &[u8]) -> bool {
-        let mut chunk = [0; CHUNK];
         while !bytes.is_empty() {
             let in_page = 4096 - (va & 0xfff) as usize;
-            let (now, rest) = bytes.split_at(bytes.len().min(in_page).min(CHUNK));
-            let Some(page) = self.page_of(va) else {
-                return false;
+            let (now, rest) = bytes.split_at(bytes.len().min(in_page));
+            let same = if self.own(va) {
+                self.tail(va).is_some_and(|tail| tail.starts_with(now))
+            } else {
+                self.elsewhere_holds(va, now)
             };
-            self.watch(va, page);
-            let read = &mut chunk[..now.len()];
-            let pa = u64::from(page) << 12 | va & 0xfff;
-            if !self.ram.read(pa, read) || read != now {
+            if !same {
                 return false;
             }
             va = va.wrapping_add(now.len() as u64);
             bytes = rest;
         }
         true
+    }
+
+    /// As `holds`, within another page.
+    fn elsewhere_holds(&self, va: u64, bytes: &[u8]) -> bool {
+        let mut chunk = [0; CHUNK];
+        let (Some(page), Some(read)) = (self.page_of(va), chunk.get_mut(..bytes.len())) else {
+            return false;
+        };
+        self.ram.read(u64::from(page) << 12 | va & 0xfff, read) && read == bytes
     }
 }
 

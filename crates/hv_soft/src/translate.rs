@@ -51,20 +51,21 @@ impl Fetch<'_> {
             .then_some((walked.pa >> 12) as u32)
     }
 
-    /// Before `page` is read at `va`: see `PageEpochs::watch`. Only the block's own
-    /// pages need it, the others are only looked at for flags.
-    pub(crate) fn watch(&self, va: u64, page: u32) {
-        if va & !0xfff == self.va & !0xfff || va & !0xfff == (self.va | 0xfff).wrapping_add(1) {
+    /// Whether `va` is in a page of the block's own: the others are only looked at for
+    /// flags.
+    pub(crate) fn own(&self, va: u64) -> bool {
+        va & !0xfff == self.va & !0xfff || va & !0xfff == (self.va | 0xfff).wrapping_add(1)
+    }
+
+    fn copy(&self, va: u64) -> Option<PageCopy> {
+        let page = self.page_of(va)?;
+        // Before it is read: see `PageEpochs::watch`.
+        if self.own(va) {
             self.ram
                 .guest_ram()
                 .epochs()
                 .watch(Gpa(u64::from(page) << 12));
         }
-    }
-
-    fn copy(&self, va: u64) -> Option<PageCopy> {
-        let page = self.page_of(va)?;
-        self.watch(va, page);
         let mut pool = self.pool.take();
         let mut copy = pool.pop().unwrap_or_else(|| Box::new([0; 4096]));
         self.pool.set(pool);

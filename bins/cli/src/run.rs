@@ -76,7 +76,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "PROGRAM")]
     entrypoint: Option<String>,
 
-    /// Processors of the machine.
+    /// Processors of the machine, 1 to 8.
     #[arg(long, value_name = "N", default_value = "1", value_parser = quantity::cpus)]
     cpus: u8,
 

@@ -51,9 +51,9 @@ fn engines_that_cannot_do_it_are_refused_with_the_way_out() {
         &["engine kvm", "--engine soft"],
     );
     refused(
-        &run(&home, &["--cpus", "2", "oci:x"]),
+        &run(&home, &["--cpus", "9", "oci:x"]),
         125,
-        &["engine soft", "2 processors", "--cpus 1"],
+        &["engine soft", "9 processors", "--cpus 8"],
     );
     home.is_swept();
 }

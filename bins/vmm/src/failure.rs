@@ -142,8 +142,8 @@ mod tests {
         assert_eq!(build(MachineError::Engine { source }), 141);
         let source = hv::Error::TooManyVcpus {
             engine: "soft",
-            asked: 2,
-            most: 1,
+            asked: 9,
+            most: 8,
         };
         assert_eq!(build(MachineError::Engine { source }), 152);
     }

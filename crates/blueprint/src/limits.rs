@@ -2,8 +2,8 @@
 
 /// Virtual CPUs of one machine, as Firecracker limits them.
 pub const VCPU_COUNT_MAX: u8 = 32;
-/// Virtual CPUs that the software engine runs for now.
-pub const SOFT_VCPU_COUNT_MAX: u8 = 1;
+/// Virtual CPUs that the software engine runs at most.
+pub const SOFT_VCPU_COUNT_MAX: u8 = 8;
 /// Least memory, in MiB: below it no Linux kernel unpacks itself.
 pub const MEMORY_MIB_MIN: u32 = 32;
 /// Most memory, in MiB: 1 TiB, what a 40-bit physical address space holds.

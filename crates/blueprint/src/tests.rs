@@ -98,8 +98,8 @@ fn numbers_out_of_bounds_are_refused_with_the_bounds() {
             "vcpu_count 33 is not between 1 and 32",
         ),
         (
-            r#", "machine-config": {"vcpu_count": 2, "engine": "soft"}"#,
-            "vcpu_count 2 is more than the software engine's 1",
+            r#", "machine-config": {"vcpu_count": 9, "engine": "soft"}"#,
+            "vcpu_count 9 is more than the software engine's 8",
         ),
         (
             r#", "machine-config": {"mem_size_mib": 31}"#,

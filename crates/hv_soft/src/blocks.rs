@@ -145,6 +145,8 @@ pub(crate) struct Blocks {
     /// Stores into code pages that hit no translation, by page: how many more
     /// until the page is dropped.
     near_misses: HashMap<u32, u32>,
+    /// Stores into pages with other vCPUs' code, by page.
+    stray_stores: HashMap<u32, u8>,
     /// Failures of group checks, by exit.
     group_failures: HashMap<u32, u8>,
     /// Counts flushes: ids and exit numbers of another generation mean nothing.
@@ -167,6 +169,7 @@ impl Blocks {
             seconds: HashMap::new(),
             code: PageSet::new(pages),
             near_misses: HashMap::new(),
+            stray_stores: HashMap::new(),
             group_failures: HashMap::new(),
             generation: 0,
         }
@@ -407,6 +410,18 @@ impl Blocks {
         *left == 0
     }
 
+    /// Counts a store into a page with other vCPUs' code in it; starts again at 0
+    /// when the page is dropped, or `at_most` is reached.
+    pub(crate) fn stray_store(&mut self, page: u32, at_most: u8) -> bool {
+        let count = self.stray_stores.entry(page).or_insert(0);
+        *count += 1;
+        let enough = *count >= at_most;
+        if enough {
+            self.stray_stores.remove(&page);
+        }
+        enough
+    }
+
     /// Counts a failed group check; gives how often it failed.
     pub(crate) fn group_failed(&mut self, exit: u32) -> u8 {
         let count = self.group_failures.entry(exit).or_insert(0);
@@ -427,6 +442,7 @@ impl Blocks {
         self.heads.fill(0);
         self.seconds.clear();
         self.near_misses.clear();
+        self.stray_stores.clear();
         self.group_failures.clear();
         self.buf.rewind(self.first_place);
         let mut pages = Vec::new();

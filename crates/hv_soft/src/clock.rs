@@ -66,15 +66,14 @@ impl Clock {
         self.ticks(20_000)
     }
 
-    /// The 32 bytes of pvclock_vcpu_time_info, `version` even.
+    /// The 32 bytes of pvclock_vcpu_time_info, `version` even. All vCPUs get the same,
+    /// whenever they ask: rounded from another start, time would step back from one to
+    /// the other.
     pub(crate) fn system_time(&self, version: u32) -> [u8; 32] {
-        let now = self.now();
         let (mul, shift) = scale(self.khz);
         let mut page = [0; 32];
         page[0..4].copy_from_slice(&version.to_le_bytes());
-        page[8..16].copy_from_slice(&now.to_le_bytes());
-        let system = self.nanoseconds(now.wrapping_sub(self.start));
-        page[16..24].copy_from_slice(&system.to_le_bytes());
+        page[8..16].copy_from_slice(&self.start.to_le_bytes());
         page[24..28].copy_from_slice(&mul.to_le_bytes());
         page[28] = shift as u8;
         page[29] = 1; // PVCLOCK_TSC_STABLE_BIT

@@ -19,12 +19,13 @@ use crate::apic::local::LocalApic;
 use crate::blocks::Blocks;
 use crate::clock::Clock;
 use crate::decoded::Decoded;
-use crate::enter::{ContextBox, Fpu};
+use crate::enter::{ContextBox, Fpu, Stay};
 use crate::exceptions::{Fault, GP};
 use crate::guest_ram::Ram;
 use crate::mmu::spaces::Spaces;
 use crate::mmu::tlb::{Fills, PageSet};
 use crate::partition::Observer;
+use crate::peers::Peers;
 use crate::rest::Rest;
 use crate::stats::EngineStats;
 use crate::stepping::Stepping;
@@ -94,6 +95,22 @@ pub(crate) struct Cpu {
     pub(crate) observer: Option<Observer>,
     /// Translations made before.
     pub(crate) kept: Option<Arc<Translations>>,
+    pub(crate) peers: Arc<Peers>,
+    /// Counts what was done for other vCPUs: blocks and write tags may have gone.
+    pub(crate) serves: u64,
+    /// How far the vCPU is in its start.
+    pub(crate) phase: Phase,
+}
+
+/// How far a vCPU is on the way from its reset to 64-bit mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// For the INIT and start-up interrupts of another vCPU.
+    Waits,
+    /// In real or 32-bit mode: see `startup`.
+    Early,
+    /// In 64-bit mode, which it only leaves by INIT.
+    Long,
 }
 
 impl Cpu {
@@ -152,6 +169,20 @@ impl Cpu {
 pub(crate) struct Run<'a> {
     pub(crate) cpu: &'a mut Cpu,
     pub(crate) io: &'a dyn Io,
+}
+
+impl Run<'_> {
+    /// Calls a device: with the host's MXCSR, and without making other vCPUs wait.
+    pub(crate) fn outside<T>(&mut self, f: impl FnOnce(&dyn Io) -> T) -> T {
+        let io = self.io;
+        if self.peers.count() == 1 {
+            return Stay::outside(|| f(io));
+        }
+        self.quieten();
+        let result = Stay::outside(|| f(io));
+        self.waken();
+        result
+    }
 }
 
 impl Deref for Run<'_> {

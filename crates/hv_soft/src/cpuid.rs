@@ -56,8 +56,23 @@ fn host(leaf: u32, sub: u32) -> Leaf {
     [r.eax, r.ebx, r.ecx, r.edx]
 }
 
-/// What leaf `leaf`, subleaf `sub` gives on vCPU `id`.
-pub(crate) fn guest(leaf: u32, sub: u32, id: u32, tsc_khz: u64) -> Leaf {
+/// Where a vCPU is among the others: cores of one package, each with one thread.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub(crate) id: u32,
+    pub(crate) count: u32,
+}
+
+impl Place {
+    /// Ids that the package has room for.
+    fn ids(self) -> u32 {
+        self.count.next_power_of_two()
+    }
+}
+
+/// What leaf `leaf`, subleaf `sub` gives on the vCPU at `place`.
+pub(crate) fn guest(leaf: u32, sub: u32, place: Place, tsc_khz: u64) -> Leaf {
+    let id = place.id;
     let khz = u32::try_from(tsc_khz).unwrap_or(u32::MAX);
     match leaf {
         cpuid::VENDOR => {
@@ -66,18 +81,21 @@ pub(crate) fn guest(leaf: u32, sub: u32, id: u32, tsc_khz: u64) -> Leaf {
         }
         cpuid::FEATURES => {
             let [version, _, c, d] = host(leaf, 0);
-            // One logical processor, CLFLUSH of 64 bytes.
+            let several = if place.count > 1 { leaf1_edx::HTT } else { 0 };
+            // CLFLUSH of 64 bytes.
             [
                 version,
-                id << 24 | 1 << 16 | 8 << 8,
+                id << 24 | place.ids() << 16 | 8 << 8,
                 c & FEATURES_ECX | OWN_ECX,
-                d & FEATURES_EDX,
+                d & FEATURES_EDX | several,
             ]
         }
         cpuid::CACHES => {
             let [a, b, c, d] = host(leaf, sub);
-            // One core, shared with nobody.
-            [a & 0x3ff, b, c, d]
+            // Level 3 and above are the package's, the others a core's own.
+            let sharing = if a >> 5 & 7 >= 3 { place.ids() - 1 } else { 0 };
+            let cores = if a & 0x1f == 0 { 0 } else { place.ids() - 1 };
+            [a & 0x3ff | sharing << 14 | cores << 26, b, c, d]
         }
         // Without it Linux trusts the timer for periodic ticks only: no tickless
         // idle, no timer finer than a tick.
@@ -90,7 +108,7 @@ pub(crate) fn guest(leaf: u32, sub: u32, id: u32, tsc_khz: u64) -> Leaf {
         ],
         cpuid::TOPOLOGY => match sub {
             0 => [0, 1, 1 << 8, id],
-            1 => [0, 1, 2 << 8 | 1, id],
+            1 => [place.ids().trailing_zeros(), place.count, 2 << 8 | 1, id],
             _ => [0, 0, sub, id],
         },
         // TSC = crystal × EBX / EAX; a crystal of 1 kHz per tick keeps it exact.
@@ -184,21 +202,39 @@ pub fn host_check() -> Result<(), String> {
 mod tests {
     use super::*;
 
+    const ONE: Place = Place { id: 0, count: 1 };
+
     #[test]
     fn nothing_that_needs_xsave_is_shown() {
-        let [_, _, c, _] = guest(1, 0, 0, 2_500_000);
+        let [_, _, c, _] = guest(1, 0, ONE, 2_500_000);
         assert_eq!(c & (1 << 26 | 1 << 27 | 1 << 28 | 1 << 12 | 1 << 29), 0);
         let vex = 1 << 3 | 1 << 5 | 1 << 8 | 1 << 16;
-        assert_eq!(guest(7, 0, 0, 2_500_000)[1] & vex, 0);
-        assert_eq!(guest(0xd, 0, 0, 2_500_000), [0; 4]);
+        assert_eq!(guest(7, 0, ONE, 2_500_000)[1] & vex, 0);
+        assert_eq!(guest(0xd, 0, ONE, 2_500_000), [0; 4]);
     }
 
     #[test]
     fn the_tsc_rate_can_be_computed_from_leaf_15() {
         for khz in [1_000_000u64, 2_500_000, 4_294_967, 4_999_999] {
-            let [denominator, numerator, crystal, _] = guest(0x15, 0, 0, khz);
+            let [denominator, numerator, crystal, _] = guest(0x15, 0, ONE, khz);
             let hz = u64::from(crystal) * u64::from(numerator) / u64::from(denominator);
             assert_eq!(hz / 1000, khz);
+        }
+    }
+
+    #[test]
+    fn every_core_has_an_id_of_its_own_in_one_package() {
+        for count in [2, 3, 8] {
+            for id in 0..count {
+                let place = Place { id, count };
+                let [_, b, _, d] = guest(1, 0, place, 2_500_000);
+                assert_eq!((b >> 24, d >> 28 & 1), (id, 1));
+                assert!(b >> 16 & 0xff >= count);
+                let [shift, cores, kind, own] = guest(0xb, 1, place, 2_500_000);
+                assert_eq!((cores, kind >> 8, own), (count, 2, id));
+                assert!(1 << shift >= count && own >> shift == 0);
+                assert_eq!(guest(0xb, 0, place, 2_500_000), [0, 1, 1 << 8, id]);
+            }
         }
     }
 }

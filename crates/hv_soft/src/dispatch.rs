@@ -16,7 +16,7 @@ use translator::block::{Exit, FAULT_EXIT, INDIRECT_EXIT, Kind};
 use x86::control::vector;
 
 use crate::blocks::{Id, Key, Record};
-use crate::cpu::{Cpu, HOST_FLAGS, Run};
+use crate::cpu::{Cpu, HOST_FLAGS, Phase, Run};
 use crate::doorbell::Doorbell;
 use crate::enter::Stay;
 use crate::exceptions::{Fault, GP, Raised, SS, UD};
@@ -26,6 +26,7 @@ use crate::interrupts::{Attention, HostTimer};
 use crate::mmu::access::Place;
 use crate::mmu::tlb::jump_index;
 use crate::mmu::walk::Access;
+use crate::startup::Stop;
 use crate::translate::NoBlock;
 
 /// Groups that failed so often are linked to their per-access variant.
@@ -62,6 +63,7 @@ impl Cpu {
         let fpu = self.fpu.clone();
         self.load_xmm(&fpu);
         let stay = Stay::begin(&self.context, &fpu).map_err(host("set the GS base"))?;
+        let awake = self.awake();
         // Timers, and what came while nobody ran.
         self.context.pending = 1;
         self.collect();
@@ -70,6 +72,7 @@ impl Cpu {
         self.save_xmm();
         drop(armed);
         self.record_writes();
+        drop(awake);
         self.stats.instructions = self.context.instructions;
         ended
     }
@@ -178,6 +181,15 @@ impl Run<'_> {
             if self.ram.guest_ram().epochs().watched_write_pending() {
                 self.invalidate_device_writes();
             }
+            if self.is_wanted() {
+                self.serve();
+            }
+            if self.phase != Phase::Long {
+                match self.start_up() {
+                    Ok(()) => continue,
+                    Err(stop) => return self.stopped(stop),
+                }
+            }
             let begun = if self.begin_step() {
                 self.step_block()
             } else {
@@ -211,6 +223,13 @@ impl Run<'_> {
         // TF, NT and AC must not reach the host; IF always reads as set there.
         context.rflags = context.rflags & HOST_FLAGS | 0x202;
         stay.enter(context)
+    }
+
+    fn stopped(&self, stop: Stop) -> Result<Ended, Error> {
+        match stop {
+            Stop::TripleFault => Ok(Ended::TripleFault),
+            Stop::Engine(why) => Err(self.broken(why)),
+        }
     }
 
     fn handle(&mut self, number: u32, stay: &Stay) -> Result<Next, Fault> {
@@ -405,7 +424,7 @@ impl Run<'_> {
         stay: &Stay,
     ) -> Result<Next, Fault> {
         let ins = self.decode(missed.number)?;
-        if interp::prefers(&ins) {
+        if interp::prefers(&ins) && !interp::is_locked(&ins) {
             self.execute(&ins)?;
             return Ok(Next::Look);
         }
@@ -422,7 +441,9 @@ impl Run<'_> {
         }
     }
 
-    /// Executes one instruction on a copy of its operand.
+    /// Executes one instruction on its own: on memory, where the operand is in one
+    /// page of it, so that locked ones are as atomic as they should be; otherwise on
+    /// a copy of its operand.
     fn bounce(
         &mut self,
         id: Id,
@@ -431,6 +452,69 @@ impl Run<'_> {
         stay: &Stay,
     ) -> Result<Next, Fault> {
         self.stats.bounces += 1;
+        let va = self.context.scratch[0];
+        let (size, mode) = (usize::from(missed.size).min(BOUNCE_MAX), self.mode());
+        if (va & 0xfff) as usize + size <= 4096 {
+            match self.place(va, missed.write, mode)? {
+                Place::Memory(pa) => return self.bounce_in_place(id, pa, size, false, stay),
+                Place::Code(pa) => return self.bounce_in_place(id, pa, size, true, stay),
+                Place::Device(_) => {}
+            }
+        }
+        if !interp::is_locked(ins) {
+            return self.bounce_copy(id, ins, missed, stay);
+        }
+        self.begin_alone();
+        let next = if self.blocks.record(id).live() {
+            self.bounce_copy(id, ins, missed, stay)
+        } else {
+            Ok(Next::Look)
+        };
+        self.end_alone();
+        next
+    }
+
+    /// Executes one instruction whose operand is `size` bytes of memory at `pa`,
+    /// within a page, which holds code if `code`.
+    fn bounce_in_place(
+        &mut self,
+        id: Id,
+        pa: u64,
+        size: usize,
+        code: bool,
+        stay: &Stay,
+    ) -> Result<Next, Fault> {
+        if !self.ram.contains(pa, size as u64) {
+            return Err(GP);
+        }
+        if code {
+            self.begin_code_store(pa, size as u64);
+        }
+        let record = self.blocks.record(id);
+        let number = record.live().then(|| {
+            self.context.bounce_at = self.ram.host(pa);
+            self.enter(stay, self.blocks.buf.address(record.direct()))
+        });
+        if code {
+            self.end_code_store(pa, size as u64);
+        }
+        match number.map(|number| (number, self.blocks.exit(number))) {
+            Some((_, Some((Exit::Bounced { next }, _)))) => {
+                self.context.rip = record.va.wrapping_add(u64::from(next));
+                Ok(Next::Look)
+            }
+            Some((number, _)) => self.handle(number, stay),
+            None => Ok(Next::Look),
+        }
+    }
+
+    fn bounce_copy(
+        &mut self,
+        id: Id,
+        ins: &iced_x86::Instruction,
+        missed: &Missed,
+        stay: &Stay,
+    ) -> Result<Next, Fault> {
         let va = self.context.scratch[0];
         let (size, mode) = (usize::from(missed.size).min(BOUNCE_MAX), self.mode());
         if missed.write {

@@ -26,6 +26,8 @@ pub(crate) const KICK: u32 = 1;
 pub(crate) const INTERRUPT: u32 = 2;
 /// The host timer expired.
 pub(crate) const TIMER: u32 = 4;
+/// Another vCPU wants something: see `peers`.
+pub(crate) const PEER: u32 = 8;
 
 /// One vCPU's doorbell.
 pub(crate) struct Doorbell {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use hv::Exit;
 use x86::control::vector;
 
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, Phase};
 use crate::doorbell::{Doorbell, INTERRUPT, KICK, TIMER};
 use crate::exceptions::{Raised, Source};
 use crate::fault::Armed;
@@ -67,7 +67,7 @@ impl Cpu {
                 return Attention::End(Exit::Kicked);
             }
             let deadline = self.apic.deadline();
-            if !self.halted {
+            if !self.halted && self.phase != Phase::Waits {
                 // An earlier setting that is still pending only rings too early.
                 if let Some(deadline) = deadline
                     && timer.armed.is_none_or(|armed| deadline < armed)
@@ -79,8 +79,13 @@ impl Cpu {
                 }
                 return Attention::Run;
             }
-            if self.context.interrupts_enabled == 0 && !self.nmi_pending {
-                return Attention::End(Exit::Halted);
+            if self.phase == Phase::Waits
+                || (self.context.interrupts_enabled == 0 && !self.nmi_pending)
+            {
+                if self.sleep_dead(bell) {
+                    return Attention::End(Exit::Halted);
+                }
+                continue;
             }
             self.stats.sleeps += 1;
             let look_again = self.rest();
@@ -88,11 +93,28 @@ impl Cpu {
                 let ticks = deadline.saturating_sub(self.clock.now());
                 Duration::from_nanos(self.clock.nanoseconds(ticks))
             });
+            self.quieten();
             bell.sleep(look_again.into_iter().chain(until_timer).min());
+            self.waken();
         }
     }
 
-    /// Moves what the IOAPIC sent into the local APIC.
+    /// Sleeps until another vCPU does something about it; true when none ever will.
+    fn sleep_dead(&mut self, bell: &Doorbell) -> bool {
+        let me = self.id as usize;
+        self.peers.set_dead(me, true);
+        if self.peers.all_dead() && !self.chips.wakes_somebody() {
+            self.peers.ring_others(me);
+            return true;
+        }
+        self.quieten();
+        bell.sleep(None);
+        self.waken();
+        self.peers.set_dead(me, false);
+        false
+    }
+
+    /// Moves what the IOAPIC and other vCPUs sent into the local APIC.
     pub(crate) fn collect(&mut self) {
         let Some(inbox) = self.chips.inbox(self.id as usize) else {
             return;
@@ -100,6 +122,8 @@ impl Cpu {
         let apic = &mut self.apic;
         inbox.drain(|vector, level| apic.request(vector, level));
         self.nmi_pending |= inbox.take_nmi();
+        let startup = inbox.take_startup();
+        self.take_startup(startup);
     }
 
     /// Delivers what can be delivered.

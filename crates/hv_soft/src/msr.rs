@@ -1,7 +1,7 @@
 //! RDMSR and WRMSR: what exists, what it does; everything else is #GP, as Linux
 //! probes for registers that way.
 
-use x86::control::efer;
+use x86::control::{cr0, efer};
 use x86::{msr, paging};
 
 use crate::apic::local::Effect;
@@ -81,7 +81,10 @@ impl Cpu {
         match index {
             // The guest's TSC is the host's; Linux only writes it to synchronize.
             msr::TSC => {}
-            msr::APIC_BASE => self.apic.set_base(value).map_err(|_| GP)?,
+            msr::APIC_BASE => {
+                self.apic.set_base(value).map_err(|_| GP)?;
+                self.publish_apic();
+            }
             msr::TSC_DEADLINE => {
                 self.apic.set_tsc_deadline(value);
                 self.timer_changed();
@@ -93,8 +96,10 @@ impl Cpu {
                 }
                 let changed = (self.regs.efer ^ value) & !efer::LMA;
                 if changed & efer::LME != 0 {
-                    // Only with paging off, which this engine never runs with.
-                    return Err(GP);
+                    // Only with paging off: see `startup`.
+                    if self.regs.cr0 & cr0::PG != 0 {
+                        return Err(GP);
+                    }
                 }
                 self.regs.efer ^= changed;
                 if changed & efer::NXE != 0 {
@@ -140,21 +145,26 @@ impl Cpu {
 
     /// Writes KVM's clock page at a guest-physical address.
     pub(crate) fn update_system_time(&mut self, pa: u64) {
-        let version = self.ram.load(pa, 4).unwrap_or(0) as u32;
-        // Odd while it changes; one vCPU never sees that.
-        let page = self.clock.system_time((version & !1).wrapping_add(2));
-        self.write_physical(pa, &page);
+        let version = self.ram.load(pa, 4).unwrap_or(0) as u32 & !1;
+        let page = self.clock.system_time(version.wrapping_add(2));
+        // Odd while it changes: the first vCPU's page is read by all of user space.
+        self.write_physical(pa, &version.wrapping_add(1).to_le_bytes());
+        self.write_physical(pa.wrapping_add(4), &page[4..]);
+        self.write_physical(pa, &page[..4]);
     }
 
     /// Writes memory at a guest-physical address, within a page; translated code
     /// there is dropped.
     pub(crate) fn write_physical(&mut self, pa: u64, bytes: &[u8]) {
-        if self.ram.write(pa, bytes) {
-            self.written.set(pa >> 12);
-            if self.blocks.holds_code(pa >> 12) {
-                self.stored_into_code(pa, bytes.len() as u64);
-            }
+        let len = bytes.len() as u64;
+        if !self.ram.contains(pa, len) {
+            return;
         }
+        self.written.set(pa >> 12);
+        // No tag tells whether there is code: as for a page that holds some.
+        self.begin_code_store(pa, len);
+        self.ram.write(pa, bytes);
+        self.end_code_store(pa, len);
     }
 
     fn read_x2apic(&mut self, index: u32) -> Result<u64, Fault> {
@@ -204,8 +214,15 @@ impl Cpu {
         match effect {
             Effect::None => {}
             Effect::EndOfLevel(vector) => self.chips.end_of_interrupt(vector),
-            Effect::Nmi => self.nmi_pending = true,
+            Effect::Send(message) => self.chips.send(Some(message), Some(self.id)),
         }
+        self.publish_apic();
         self.timer_changed();
+    }
+
+    /// Other vCPUs' interrupts find the APIC by what it answers to.
+    pub(crate) fn publish_apic(&self) {
+        self.chips
+            .set_address(self.id as usize, self.apic.address());
     }
 }

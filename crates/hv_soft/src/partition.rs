@@ -12,7 +12,7 @@ use crate::apic::local::LocalApic;
 use crate::blocks::Blocks;
 use crate::clock::Clock;
 use crate::codebuf::CodeBuf;
-use crate::cpu::{Cpu, Registers};
+use crate::cpu::{Cpu, Phase, Registers};
 use crate::decoded::Decoded;
 use crate::doorbell::Doorbell;
 use crate::enter::{ContextBox, Fpu, exit_thunk};
@@ -20,21 +20,26 @@ use crate::guest_ram::Ram;
 use crate::mmu::spaces::Spaces;
 use crate::mmu::tlb::{self, Fills, PageSet};
 use crate::msr::PLAIN;
+use crate::peers::Peers;
 use crate::stats::EngineStats;
 use crate::stepping::Stepping;
 use crate::translate::Translating;
 use crate::vcpu::SoftVcpu;
 
-/// More vCPUs are not run yet.
-const VCPUS_MAX: u8 = 1;
+/// Most vCPUs of a machine: sets of them are bits of a byte.
+const VCPUS_MAX: u8 = 8;
 /// Smallest code cache: one step of the buffer beyond what a translation may need.
 const CODE_CACHE_MIN: usize = 512 << 10;
+/// A vCPU's share of the code cache is not smaller than this, if the whole is not:
+/// half of what a boot of Linux fills.
+const CODE_CACHE_SHARE_MIN: usize = 8 << 20;
 
 /// Settings of the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Size of a machine's code cache in bytes. When it is full everything is
-    /// translated anew.
+    /// Size of a machine's code cache in bytes, in equal shares for its vCPUs, but
+    /// at least 8 MiB each where the whole has that much. A vCPU whose share is full
+    /// translates everything anew.
     pub code_cache_bytes: usize,
     /// Count guest instructions in [`EngineStats::instructions`]: costs a few
     /// percent of speed.
@@ -124,11 +129,14 @@ impl Hypervisor for SoftHypervisor {
         })?;
         let bells: Vec<_> = (0..vcpus).map(|_| Arc::new(Doorbell::new())).collect();
         let chips = Arc::new(Chips::new(bells.clone()));
+        let pages = Ram::new(memory.clone()).page_end();
+        let peers = Arc::new(Peers::new(&bells, pages));
         let clock = Clock::new();
         let mut cpus = Vec::new();
         for (id, bell) in bells.into_iter().enumerate() {
             let ram = Ram::new(memory.clone());
-            let mut cpu = new_cpu(id as u32, ram, Arc::clone(&chips), clock, self.options)?;
+            let shared = (Arc::clone(&chips), Arc::clone(&peers));
+            let mut cpu = new_cpu(id as u32, ram, shared, clock, self.options)?;
             cpu.observer = self.observer;
             cpu.kept.clone_from(&self.kept);
             cpus.push(Some(SoftVcpu::new(Box::new(cpu), bell)));
@@ -140,13 +148,15 @@ impl Hypervisor for SoftHypervisor {
 fn new_cpu(
     id: u32,
     ram: Ram,
-    chips: Arc<Chips>,
+    (chips, peers): (Arc<Chips>, Arc<Peers>),
     clock: Clock,
     options: Options,
 ) -> Result<Cpu, Error> {
     let host = |doing| move |source| Error::Host { doing, source };
-    let mut buf = CodeBuf::new(options.code_cache_bytes.max(CODE_CACHE_MIN))
-        .map_err(host("reserve the code cache"))?;
+    let share = (options.code_cache_bytes / peers.count())
+        .max(CODE_CACHE_SHARE_MIN.min(options.code_cache_bytes))
+        .max(CODE_CACHE_MIN);
+    let mut buf = CodeBuf::new(share).map_err(host("reserve the code cache"))?;
     let full = || Error::Host {
         doing: "place the stubs in the code cache",
         source: std::io::ErrorKind::OutOfMemory.into(),
@@ -197,11 +207,16 @@ fn new_cpu(
         rest: crate::rest::Rest::new(),
         observer: None,
         kept: None,
+        peers,
+        serves: 0,
+        // As after RESET: the first vCPU runs, though nothing boots in real mode here
+        // (see `set_state`); the others wait for it.
+        phase: if id == 0 { Phase::Early } else { Phase::Waits },
     })
 }
 
 impl Registers {
-    fn at_reset(state: &VcpuState) -> Self {
+    pub(crate) fn at_reset(state: &VcpuState) -> Self {
         Self {
             cr0: state.cr0,
             cr2: 0,

@@ -6,7 +6,7 @@ use x86::registers::rflags;
 use x86::state::{PendingEvents, VcpuState};
 use x86::{descriptor, msr, paging};
 
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, Phase};
 use crate::enter::{Fpu, MXCSR_MASK};
 use crate::interp::CR4_KNOWN;
 use crate::msr::PLAIN;
@@ -74,6 +74,7 @@ impl Cpu {
                 interrupt_shadow: self.shadowed(),
                 nmi_pending,
                 halted: self.halted,
+                waits_for_startup: self.phase == Phase::Waits,
             },
         }
     }
@@ -87,6 +88,7 @@ impl Cpu {
             .map_err(|_| refuse("the local APIC has a register that does not exist"))?;
         apic.set_tpr((state.cr8 as u8) << 4);
         self.apic = apic;
+        self.publish_apic();
         let context = &mut *self.context;
         context.gpr = state.gpr;
         context.rip = state.rip;
@@ -107,6 +109,11 @@ impl Cpu {
         for &(index, value) in &state.msrs {
             self.load_msr(index, value)?;
         }
+        self.phase = if state.events.waits_for_startup {
+            Phase::Waits
+        } else {
+            Phase::Long
+        };
         self.halted = state.events.halted;
         self.restore_shadow(state.events.interrupt_shadow);
         self.nmi_pending = state.events.nmi_pending;
@@ -149,11 +156,12 @@ impl Cpu {
 /// Whether this engine can run a state; its x87 and SSE registers.
 fn check(state: &VcpuState) -> Result<Fpu, Error> {
     let long = efer::LME | efer::LMA;
-    if state.efer & long != long
-        || state.cr0 & (cr0::PE | cr0::PG) != cr0::PE | cr0::PG
-        || state.cr4 & cr4::PAE == 0
-        || state.segments[VcpuState::CS].rights & descriptor::LONG == 0
-    {
+    let waits = state.events.waits_for_startup;
+    let in_long_mode = state.efer & long == long
+        && state.cr0 & (cr0::PE | cr0::PG) == cr0::PE | cr0::PG
+        && state.cr4 & cr4::PAE != 0
+        && state.segments[VcpuState::CS].rights & descriptor::LONG != 0;
+    if !waits && !in_long_mode {
         return Err(refuse("it is not in 64-bit mode"));
     }
     if state.cr4 & !CR4_KNOWN != 0 {

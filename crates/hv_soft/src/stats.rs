@@ -30,6 +30,8 @@ pub struct EngineStats {
     pub translations: u64,
     /// Translations that had been kept and were placed again.
     pub recalled: u64,
+    /// Of both, those thrown away, as another vCPU changed the code meanwhile.
+    pub retranslations: u64,
     /// Guest instructions of both.
     pub translated_instructions: u64,
     /// Guest bytes of both.
@@ -59,6 +61,12 @@ pub struct EngineStats {
     pub interrupts: u64,
     /// Host timer settings.
     pub timer_sets: u64,
+    /// Requests to other vCPUs that were waited for.
+    pub asked: u64,
+    /// Requests of other vCPUs.
+    pub requests: u64,
+    /// Times that no other vCPU ran, for a locked access.
+    pub alone: u64,
     /// HLT instructions that slept.
     pub sleeps: u64,
     /// Memory-mapped accesses.

@@ -1,8 +1,9 @@
 //! From guest code to blocks: what the translator sees of guest memory, and what
 //! happens to blocks when memory changes.
 //!
-//! Invariant: the bytes of a block were read after its pages were marked as code
-//! and watched, so that no store in between goes unseen.
+//! Invariant: before a block is used its pages were marked as code and watched, on
+//! all vCPUs, and its bytes were (still) those of memory after that, so that no
+//! store in between goes unseen.
 
 use std::cell::{Cell, OnceCell};
 
@@ -23,6 +24,8 @@ const ROOM: usize = 128 << 10;
 const PAGES: usize = 4;
 
 type PageCopy = Box<[u8; 4096]>;
+/// Linear page address, and the page.
+type Copied = Option<(u64, Option<PageCopy>)>;
 
 /// Guest memory as an instruction fetch sees it. Pages are copied: a device may
 /// write them at any time, and Rust must not see that.
@@ -112,6 +115,20 @@ impl Cpu {
             self.flush_code();
         }
         let started = tsc();
+        let result = loop {
+            self.claim(key.page);
+            match self.translate_once(key) {
+                // Another vCPU changed the code meanwhile.
+                Ok(None) => self.stats.retranslations += 1,
+                Ok(Some(id)) => break Ok(id),
+                Err(why) => break Err(why),
+            }
+        };
+        self.stats.translation_ticks += tsc().wrapping_sub(started);
+        result
+    }
+
+    fn translate_once(&mut self, key: Key) -> Result<Option<Id>, NoBlock> {
         let Some(mut translating) = self.translating.take() else {
             return Err(NoBlock::Fault(Fault::Engine(
                 "translation within a translation".into(),
@@ -136,10 +153,7 @@ impl Cpu {
         };
         let result = translating.obtain(self.kept.as_deref(), &request, &fetch);
         let Fetch { copies, pool, .. } = fetch;
-        translating.pool = pool.into_inner();
-        translating
-            .pool
-            .extend(copies.into_iter().filter_map(|slot| slot.into_inner()?.1));
+        let copies = copies.map(OnceCell::into_inner);
         let id = match result {
             Ok(kept) => {
                 self.stats.recalled += u64::from(kept);
@@ -147,12 +161,16 @@ impl Cpu {
                 if let Some(observer) = self.observer {
                     observer(&request, &translating.block);
                 }
-                self.keep(key, &translating.block).map_err(NoBlock::Fault)
+                self.keep(key, &translating.block, &copies)
+                    .map_err(NoBlock::Fault)
             }
             Err(Refused::NotBounceable) => Err(NoBlock::NotBounceable),
             Err(Refused::Fetch(va)) => Err(NoBlock::Fault(self.fetch_fault(va))),
         };
-        self.stats.translation_ticks += tsc().wrapping_sub(started);
+        translating.pool = pool.into_inner();
+        translating
+            .pool
+            .extend(copies.into_iter().filter_map(|slot| slot?.1));
         self.translating = Some(translating);
         id
     }
@@ -164,7 +182,13 @@ impl Cpu {
             .map_or_else(|fault| fault, |_| GP)
     }
 
-    fn keep(&mut self, key: Key, block: &translator::Block) -> Result<Id, Fault> {
+    /// `None` when the code is no longer what was translated.
+    fn keep(
+        &mut self,
+        key: Key,
+        block: &translator::Block,
+        copies: &[Copied],
+    ) -> Result<Option<Id>, Fault> {
         let second = if block.crosses_page {
             let mode = self.mode();
             let next = (key.va | 0xfff).wrapping_add(1);
@@ -172,10 +196,16 @@ impl Cpu {
         } else {
             None
         };
-        for page in [Some(key.page), second].into_iter().flatten() {
-            if self.blocks.mark_code(page) {
-                self.drop_write_tags(u64::from(page));
-            }
+        let len = u64::from(block.guest_len);
+        let first = (4096 - (key.va & 0xfff)).min(len);
+        let pieces = [
+            (u64::from(key.page) << 12 | key.va & 0xfff, first),
+            (u64::from(second.unwrap_or(0)) << 12, len - first),
+        ];
+        let pieces = &pieces[..1 + usize::from(second.is_some())];
+        self.cover(pieces);
+        if self.peers.count() > 1 && !self.as_seen(key.va, pieces, copies) {
+            return Ok(None);
         }
         let Some(id) = self.blocks.insert(key, second, block) else {
             return Err(Fault::Engine(format!(
@@ -186,7 +216,22 @@ impl Cpu {
         self.stats.translated_instructions += u64::from(block.instructions);
         self.stats.guest_bytes += u64::from(block.guest_len);
         self.stats.host_bytes += block.code.len() as u64;
-        Ok(id)
+        Ok(Some(id))
+    }
+
+    /// Whether memory still holds what was copied from `va` on.
+    fn as_seen(&self, va: u64, pieces: &[(u64, u64)], copies: &[Copied]) -> bool {
+        let mut now = [0; 4096];
+        pieces.iter().zip([va, (va | 0xfff).wrapping_add(1)]).all(
+            |(&(pa, len), va): (&(u64, u64), u64)| {
+                let (from, len) = ((va & 0xfff) as usize, len as usize);
+                let copied = |copy: &&(u64, Option<PageCopy>)| copy.0 == va & !0xfff;
+                let copy = copies.iter().flatten().find(copied);
+                let seen = copy.and_then(|(_, copy)| copy.as_ref()?.get(from..from + len));
+                let now = &mut now[..len];
+                self.ram.read(pa, now) && seen == Some(&*now)
+            },
+        )
     }
 
     /// The guest stored into a page that holds code: what the store overlaps goes,
@@ -201,7 +246,7 @@ impl Cpu {
         self.drop_blocks(hit);
     }
 
-    fn drop_blocks(&mut self, ids: Vec<Id>) {
+    pub(crate) fn drop_blocks(&mut self, ids: Vec<Id>) {
         for id in ids {
             if let Some(record) = self.blocks.kill(id) {
                 let code = self.blocks.buf.address(record.indirect());
@@ -215,27 +260,14 @@ impl Cpu {
         self.stats.invalidations += 1;
         let ids = self.blocks.take_page(page);
         self.drop_blocks(ids);
-        self.ram
-            .guest_ram()
-            .epochs()
-            .unwatch(Gpa(u64::from(page) << 12));
-    }
-
-    /// Drops translations of pages that devices wrote.
-    #[cold]
-    pub(crate) fn invalidate_device_writes(&mut self) {
-        for page in self.ram.guest_ram().epochs().take_watched_writes() {
-            if self.blocks.holds_code(page.0 >> 12) {
-                self.invalidate((page.0 >> 12) as u32);
-            }
-        }
+        self.disclaim(u64::from(page));
     }
 
     /// Drops every translation. Only between blocks: the caller goes on by lookup.
     pub(crate) fn flush_code(&mut self) {
         self.stats.code_flushes += 1;
         for page in self.blocks.clear() {
-            self.ram.guest_ram().epochs().unwatch(Gpa(page << 12));
+            self.disclaim(page);
         }
         self.flush_jumps();
         self.decoded.clear();

@@ -132,24 +132,32 @@ impl PageEpochs {
     }
 
     /// Whether [`PageEpochs::take_watched_writes`] has something to give. One
-    /// relaxed load, for hot paths.
+    /// load, for hot paths.
     #[inline]
     pub fn watched_write_pending(&self) -> bool {
-        self.pending.load(Ordering::Relaxed)
+        self.pending.load(Ordering::Acquire)
     }
 
     /// Takes the reports: first addresses of watched pages that were written, in
     /// order of their first write, each once.
     pub fn take_watched_writes(&self) -> Vec<Gpa> {
+        let mut pages = Vec::new();
+        self.deliver_watched_writes(|page| pages.push(page));
+        pages
+    }
+
+    /// Takes the reports and calls `f` with each. Until `f` had the last of them,
+    /// [`PageEpochs::watched_write_pending`] goes on to say so, and other callers
+    /// wait: whoever finds nothing pending comes after all that `f` did.
+    pub fn deliver_watched_writes(&self, mut f: impl FnMut(Gpa)) {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        let pages = std::mem::take(&mut *queue);
-        for &page in &pages {
+        for page in queue.drain(..) {
             if let Some((word, bit)) = self.bit(&self.queued, page) {
                 word.fetch_and(!bit, Ordering::SeqCst);
             }
+            f(page);
         }
         self.pending.store(false, Ordering::SeqCst);
-        pages
     }
 
     fn mark_index(&self, index: usize) {

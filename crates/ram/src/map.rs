@@ -243,13 +243,13 @@ fn make_memfd(bytes: u64) -> rustix::io::Result<OwnedFd> {
 }
 
 /// Zeros that the host does not back before they are touched.
-pub(crate) fn zeroed_u32(n: usize) -> Box<[AtomicU32]> {
+pub fn zeroed_u32(n: usize) -> Box<[AtomicU32]> {
     // SAFETY: all zeros is a valid AtomicU32.
     unsafe { Box::new_zeroed_slice(n).assume_init() }
 }
 
 /// As [`zeroed_u32`].
-pub(crate) fn zeroed_u64(n: usize) -> Box<[AtomicU64]> {
+pub fn zeroed_u64(n: usize) -> Box<[AtomicU64]> {
     // SAFETY: all zeros is a valid AtomicU64.
     unsafe { Box::new_zeroed_slice(n).assume_init() }
 }

@@ -121,10 +121,10 @@ pub fn choose_engine(asked: Engine, vcpus: u8) -> Result<Engine, Error> {
             Err(Error::Engine {
                 engine: "soft",
                 cause: format!(
-                    "{vcpus} processors were asked for, the software engine runs {} for now",
+                    "{vcpus} processors were asked for, the software engine runs at most {}",
                     blueprint::limits::SOFT_VCPU_COUNT_MAX
                 ),
-                way_out: "use --cpus 1, or leave it out",
+                way_out: "use --cpus 8, or fewer",
             })
         }
         Engine::Auto | Engine::Soft => Ok(Engine::Soft),
@@ -234,11 +234,14 @@ mod tests {
 
     #[test]
     fn an_engine_that_cannot_do_it_says_so_with_the_way_out() {
-        assert_eq!(choose_engine(Engine::Auto, 1).expect("fine"), Engine::Soft);
+        for vcpus in [1, 8] {
+            let chosen = choose_engine(Engine::Auto, vcpus).expect("fine");
+            assert_eq!(chosen, Engine::Soft);
+        }
         for (engine, vcpus) in [
             (Engine::Kvm, 1),
-            (Engine::Soft, 2),
-            (Engine::Auto, 2),
+            (Engine::Soft, 9),
+            (Engine::Auto, 9),
             (Engine::Soft, 0),
         ] {
             let error = choose_engine(engine, vcpus).expect_err("refused");

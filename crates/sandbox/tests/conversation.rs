@@ -480,7 +480,7 @@ fn what_no_machine_can_have_is_refused_before_anything_is_made() {
     let mut small = stage.plan();
     small.memory_mib = 8;
     let mut wide = stage.plan();
-    wide.vcpus = 2;
+    wide.vcpus = 9;
     let mut named = stage.plan();
     named.name = Some("../x".to_owned());
     let mut tall = stage.plan();

@@ -108,6 +108,8 @@ pub mod leaf1_edx {
     pub const SSE: u32 = 1 << 25;
     /// SSE2.
     pub const SSE2: u32 = 1 << 26;
+    /// Several logical processors in the package.
+    pub const HTT: u32 = 1 << 28;
 }
 
 /// Leaf 7, EBX.

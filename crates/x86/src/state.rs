@@ -48,6 +48,9 @@ pub struct PendingEvents {
     pub nmi_pending: bool,
     /// The CPU sits in HLT.
     pub halted: bool,
+    /// The CPU waits for another one to start it, as after INIT.
+    #[serde(default)]
+    pub waits_for_startup: bool,
 }
 
 /// Everything that makes one virtual CPU.

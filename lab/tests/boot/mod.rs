@@ -31,6 +31,7 @@ pub(crate) struct Boot {
     pub(crate) kernel: &'static str,
     pub(crate) args: &'static str,
     pub(crate) memory_mib: u32,
+    pub(crate) vcpus: u8,
     pub(crate) rest: serde_json::Value,
     pub(crate) engine: SoftHypervisor,
 }
@@ -42,6 +43,7 @@ impl Boot {
             kernel: "vmlinux",
             args: "console=ttyS0 quiet panic=-1",
             memory_mib: 128,
+            vcpus: 1,
             rest: serde_json::json!({}),
             engine: SoftHypervisor::default(),
         }
@@ -61,7 +63,11 @@ impl Boot {
                 "initrd_path": initrd,
                 "boot_args": self.args,
             },
-            "machine-config": {"mem_size_mib": self.memory_mib, "engine": "soft"},
+            "machine-config": {
+                "mem_size_mib": self.memory_mib,
+                "vcpu_count": self.vcpus,
+                "engine": "soft",
+            },
         });
         draft
             .as_object_mut()

@@ -6,16 +6,12 @@
 //! edge pin:   rise ─▶ pending ─▶ not masked? message, pending clear
 //! ```
 
+use super::message::{Destination, Message};
+
 /// Where it is mapped.
 pub(crate) const BASE: u64 = 0xfec0_0000;
 /// Number of pins.
 pub(crate) const PINS: usize = 24;
-/// Delivery mode: to all destinations.
-pub(crate) const FIXED: u8 = 0;
-/// Delivery mode: to one of them.
-pub(crate) const LOWEST: u8 = 1;
-/// Delivery mode: non-maskable.
-pub(crate) const NMI: u8 = 4;
 
 const SELECT: u64 = 0x00;
 const WINDOW: u64 = 0x10;
@@ -32,30 +28,6 @@ const READ_ONLY: u64 = 1 << 12 | REMOTE_IRR;
 /// The vector that a store to the EOI register ends, if it is one.
 pub(crate) fn ends(at: u64, value: u32) -> Option<u8> {
     (at == BASE + EOI).then_some(value as u8)
-}
-
-/// An interrupt for local APICs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Message {
-    pub(crate) vector: u8,
-    pub(crate) delivery: u8,
-    pub(crate) level: bool,
-    logical: bool,
-    destination: u8,
-}
-
-impl Message {
-    /// Whether the vCPU is meant. Logical destinations are flat: one bit a CPU.
-    pub(crate) fn reaches(&self, id: u32) -> bool {
-        if self.destination == 0xff {
-            return true;
-        }
-        if self.logical {
-            id < 8 && self.destination >> id & 1 != 0
-        } else {
-            u32::from(self.destination) == id
-        }
-    }
 }
 
 /// The chip.
@@ -115,8 +87,11 @@ impl IoApic {
             vector: *entry as u8,
             delivery: (*entry >> 8) as u8 & 7,
             level,
-            logical: *entry & LOGICAL != 0,
-            destination: (*entry >> 56) as u8,
+            destination: match (*entry >> 56) as u32 {
+                0xff => Destination::All,
+                to if *entry & LOGICAL != 0 => Destination::Logical(to),
+                to => Destination::Physical(to),
+            },
         })
     }
 

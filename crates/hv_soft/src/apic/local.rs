@@ -4,12 +4,13 @@
 //! service" for each time it was raised; EOI ends the highest in service.
 //!
 //! Left to others: time (`deadline` is in guest TSC ticks, the caller says what
-//! time it is), other CPUs.
+//! time it is), whom a message reaches (`message`).
 
 use x86::msr;
 use x86::state::LocalApic as Saved;
 
 use super::Vectors;
+use super::message::{self, Address, Destination, Message};
 use crate::clock::Clock;
 
 /// Register offsets in the xAPIC page.
@@ -40,6 +41,8 @@ use offset::*;
 
 const MASKED: u32 = 1 << 16;
 const SOFTWARE_ENABLE: u32 = 1 << 8;
+/// Interrupt command: assert rather than de-assert.
+const ASSERT: u32 = 1 << 14;
 const TIMER_MODE: u32 = 3 << 17;
 const PERIODIC: u32 = 1 << 17;
 const DEADLINE: u32 = 2 << 17;
@@ -54,8 +57,8 @@ pub(crate) enum Effect {
     None,
     /// A level interrupt ended: tell the IOAPIC.
     EndOfLevel(u8),
-    /// A non-maskable interrupt for this CPU.
-    Nmi,
+    /// An interrupt for this CPU or others.
+    Send(Message),
 }
 
 /// The register does not exist (x2APIC: #GP).
@@ -162,11 +165,14 @@ impl LocalApic {
         }
     }
 
+    fn enabled(&self) -> bool {
+        self.svr & SOFTWARE_ENABLE != 0 && self.base & msr::APIC_BASE_ENABLE != 0
+    }
+
     /// The vector that would be delivered now, were interrupts enabled.
     pub(crate) fn deliverable(&self) -> Option<u8> {
         let vector = self.requested.highest()?;
-        let enabled = self.svr & SOFTWARE_ENABLE != 0 && self.base & msr::APIC_BASE_ENABLE != 0;
-        (enabled && vector & 0xf0 > self.ppr() & 0xf0).then_some(vector)
+        (self.enabled() && vector & 0xf0 > self.ppr() & 0xf0).then_some(vector)
     }
 
     /// The CPU takes the vector that [`LocalApic::deliverable`] gave.
@@ -296,7 +302,14 @@ impl LocalApic {
                 self.icr = self.icr & !0xffff_ffff | u64::from(value);
                 return Ok(self.send());
             }
-            SELF_IPI if self.x2apic() => self.request(value as u8, false),
+            SELF_IPI if self.x2apic() => {
+                return Ok(Effect::Send(Message {
+                    vector: value as u8,
+                    delivery: message::FIXED,
+                    level: false,
+                    destination: Destination::Sender,
+                }));
+            }
             INITIAL_COUNT => {
                 self.initial_count = value;
                 if self.lvt(LVT_TIMER) & TIMER_MODE != DEADLINE {
@@ -334,7 +347,7 @@ impl LocalApic {
         self.send()
     }
 
-    /// Sends what the command register says; there is no other CPU to send to.
+    /// Sends what the command register says.
     fn send(&mut self) -> Effect {
         let icr = self.icr as u32;
         let destination = if self.x2apic() {
@@ -343,22 +356,42 @@ impl LocalApic {
             (self.icr >> 56) as u32
         };
         let broadcast = if self.x2apic() { !0 } else { 0xff };
-        let me = match icr >> 18 & 3 {
-            1 | 2 => true,
-            0 if destination == broadcast => true,
-            0 if icr & 1 << 11 == 0 => destination == self.id,
-            0 if self.x2apic() => {
-                destination >> 16 == self.id >> 4 && destination >> (self.id & 15) & 1 != 0
-            }
-            0 => destination & self.ldr >> 24 != 0,
-            _ => false,
+        let destination = match icr >> 18 & 3 {
+            0 if destination == broadcast => Destination::All,
+            0 if icr & 1 << 11 == 0 => Destination::Physical(destination),
+            0 => Destination::Logical(destination),
+            1 => Destination::Sender,
+            2 => Destination::All,
+            _ => Destination::Others,
         };
-        match icr >> 8 & 7 {
-            0 | 1 if me => self.request(icr as u8, false),
-            4 if me => return Effect::Nmi,
-            _ => {}
+        let delivery = (icr >> 8) as u8 & 7;
+        // Taking INIT back does nothing since the Pentium 4 (§11.6.1).
+        if delivery == message::INIT && icr & ASSERT == 0 {
+            return Effect::None;
         }
-        Effect::None
+        Effect::Send(Message {
+            vector: icr as u8,
+            delivery,
+            level: false,
+            destination,
+        })
+    }
+
+    /// What it answers to, for senders.
+    pub(crate) fn address(&self) -> Address {
+        Address {
+            x2apic: self.x2apic(),
+            logical: (self.ldr >> 24) as u8,
+            clusters: self.dfr >> 28 == 0,
+            enabled: self.enabled(),
+        }
+    }
+
+    /// INIT (§11.4.7.3): as after power-up, but id and mode stay.
+    pub(crate) fn initialize(&mut self) {
+        let base = self.base;
+        *self = Self::new(self.id, self.clock);
+        self.base = base;
     }
 
     /// The whole interrupt command register.

@@ -3,21 +3,24 @@
 //!
 //! ```text
 //! device ─set_line─▶ IoApic ─message─▶ Inbox ─ring─▶ vCPU ─▶ LocalApic ─▶ IDT
-//!                      ▲                                        │
-//!                      └──────────── EOI of level interrupts ───┘
+//!                      ▲                 ▲                      │
+//!                      └─ EOI of level ──┼──────────────────────┤
+//!                         interrupts     └── interrupts between CPUs
 //! ```
 
 pub(crate) mod ioapic;
 pub(crate) mod local;
+pub(crate) mod message;
 mod vectors;
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hv::Interrupts;
 
 use crate::doorbell::{Doorbell, INTERRUPT};
-use ioapic::{IoApic, Message};
+use ioapic::IoApic;
+use message::{Address, Message};
 pub(crate) use vectors::Vectors;
 
 /// Interrupts on the way to one vCPU.
@@ -26,6 +29,21 @@ pub(crate) struct Inbox {
     requested: [AtomicU32; 8],
     level: [AtomicU32; 8],
     nmi: AtomicBool,
+    /// [`INIT_WAITS`], or [`START_WAITS`] and the page.
+    startup: AtomicU32,
+    /// What the vCPU's APIC answers to, as [`Address::pack`] has it.
+    address: AtomicU32,
+}
+
+const INIT_WAITS: u32 = 1 << 31;
+const START_WAITS: u32 = 1 << 30;
+
+/// What came of INIT and start-up interrupts, in this order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Startup {
+    pub(crate) init: bool,
+    /// The page to start at.
+    pub(crate) start: Option<u8>,
 }
 
 impl Inbox {
@@ -64,6 +82,32 @@ impl Inbox {
         }
     }
 
+    fn put_init(&self) {
+        // A start-up interrupt from before it is of no consequence any more.
+        self.startup.store(INIT_WAITS, Ordering::SeqCst);
+    }
+
+    fn put_start(&self, page: u8) {
+        let start = START_WAITS | u32::from(page);
+        let _ = self
+            .startup
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |waits| {
+                Some(waits & INIT_WAITS | start)
+            });
+    }
+
+    /// INIT and start-up interrupts that came; they are taken.
+    pub(crate) fn take_startup(&self) -> Startup {
+        if self.startup.load(Ordering::Relaxed) == 0 {
+            return Startup::default();
+        }
+        let waits = self.startup.swap(0, Ordering::SeqCst);
+        Startup {
+            init: waits & INIT_WAITS != 0,
+            start: (waits & START_WAITS != 0).then_some(waits as u8),
+        }
+    }
+
     /// Whether an NMI waits.
     pub(crate) fn nmi(&self) -> bool {
         self.nmi.load(Ordering::SeqCst)
@@ -79,6 +123,8 @@ impl Inbox {
 pub(crate) struct Chips {
     ioapic: Mutex<IoApic>,
     cpus: Vec<(Inbox, Arc<Doorbell>)>,
+    /// Where the search for a lowest-priority destination begins.
+    turn: AtomicUsize,
 }
 
 impl Chips {
@@ -90,7 +136,22 @@ impl Chips {
         Self {
             ioapic: Mutex::new(IoApic::new()),
             cpus,
+            turn: AtomicUsize::new(0),
         }
+    }
+
+    /// vCPU `cpu`'s APIC answers to `address` from now on.
+    pub(crate) fn set_address(&self, cpu: usize, address: Address) {
+        if let Some(inbox) = self.inbox(cpu) {
+            inbox.address.store(address.pack(), Ordering::SeqCst);
+        }
+    }
+
+    /// Whether something is on the way that wakes a vCPU without interrupts.
+    pub(crate) fn wakes_somebody(&self) -> bool {
+        self.cpus
+            .iter()
+            .any(|(inbox, _)| inbox.nmi() || inbox.startup.load(Ordering::SeqCst) != 0)
     }
 
     pub(crate) fn inbox(&self, cpu: usize) -> Option<&Inbox> {
@@ -107,31 +168,43 @@ impl Chips {
             return self.end_of_interrupt(vector);
         }
         let message = self.ioapic().write(at, value);
-        self.send(message);
+        self.send(message, None);
     }
 
     /// The end of a level-triggered interrupt.
     pub(crate) fn end_of_interrupt(&self, vector: u8) {
         let messages = self.ioapic().end_of_interrupt(vector);
         for message in messages {
-            self.send(Some(message));
+            self.send(Some(message), None);
         }
     }
 
-    fn send(&self, message: Option<Message>) {
+    /// Delivers a message of the IOAPIC, or of the vCPU `from`.
+    pub(crate) fn send(&self, message: Option<Message>, from: Option<u32>) {
         let Some(message) = message else { return };
-        for (id, (inbox, bell)) in self.cpus.iter().enumerate() {
-            if !message.reaches(id as u32) {
+        let count = self.cpus.len();
+        // All that run have the same priority as far as others know: each in turn.
+        let first = if message.delivery == message::LOWEST {
+            self.turn.fetch_add(1, Ordering::Relaxed) % count
+        } else {
+            0
+        };
+        for id in (first..count).chain(0..first) {
+            let (inbox, bell) = &self.cpus[id];
+            let address = Address::unpack(inbox.address.load(Ordering::SeqCst));
+            if !message.reaches(id as u32, address, from) {
                 continue;
             }
             match message.delivery {
-                ioapic::FIXED | ioapic::LOWEST => inbox.put(message.vector, message.level),
-                ioapic::NMI => inbox.nmi.store(true, Ordering::SeqCst),
-                // SMI, INIT and ExtINT: nobody sends them by an IOAPIC here.
+                message::FIXED | message::LOWEST => inbox.put(message.vector, message.level),
+                message::NMI => inbox.nmi.store(true, Ordering::SeqCst),
+                message::INIT => inbox.put_init(),
+                message::START_UP => inbox.put_start(message.vector),
+                // SMI and ExtINT: there is nothing behind them here.
                 _ => continue,
             }
             bell.ring(INTERRUPT);
-            if message.delivery == ioapic::LOWEST {
+            if message.delivery == message::LOWEST {
                 return;
             }
         }
@@ -141,6 +214,6 @@ impl Chips {
 impl Interrupts for Chips {
     fn set_line(&self, gsi: u32, high: bool) {
         let message = self.ioapic().set_line(gsi, high);
-        self.send(message);
+        self.send(message, None);
     }
 }

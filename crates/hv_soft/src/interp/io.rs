@@ -6,7 +6,6 @@ use x86::registers::{RCX, RDI, RDX, RSI, rflags};
 
 use super::Flow;
 use crate::cpu::Run;
-use crate::enter::Stay;
 use crate::exceptions::{Fault, GP, UD};
 
 impl Run<'_> {
@@ -119,14 +118,12 @@ impl Run<'_> {
     fn port_read(&mut self, port: u16, size: usize) -> u64 {
         self.stats.pio += 1;
         let mut bytes = [0; 8];
-        let io = self.io;
-        Stay::outside(|| io.pio_read(port, &mut bytes[..size.min(4)]));
+        self.outside(|io| io.pio_read(port, &mut bytes[..size.min(4)]));
         u64::from_le_bytes(bytes)
     }
 
     fn port_write(&mut self, port: u16, size: usize, value: u64) {
         self.stats.pio += 1;
-        let io = self.io;
-        Stay::outside(|| io.pio_write(port, &value.to_le_bytes()[..size.min(4)]));
+        self.outside(|io| io.pio_write(port, &value.to_le_bytes()[..size.min(4)]));
     }
 }

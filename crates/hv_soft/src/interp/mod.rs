@@ -12,11 +12,12 @@ mod stack;
 mod string;
 mod system;
 
-pub(crate) use system::CR4_KNOWN;
+pub(crate) use segment::segment_index;
+pub(crate) use system::{CR0_KNOWN, CR4_KNOWN};
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
-use crate::cpu::Run;
+use crate::cpu::{Cpu, Run};
 use crate::exceptions::{Fault, UD};
 
 /// Where control goes after an instruction.
@@ -31,7 +32,15 @@ impl Run<'_> {
     /// Executes `ins`, which is at RIP.
     pub(crate) fn execute(&mut self, ins: &Instruction) -> Result<(), Fault> {
         self.stats.interpreted += 1;
-        match self.dispatch(ins)? {
+        let locked = is_locked(ins);
+        if locked {
+            self.begin_alone();
+        }
+        let flow = self.dispatch(ins);
+        if locked {
+            self.end_alone();
+        }
+        match flow? {
             Flow::Next => self.context.rip = ins.next_ip(),
             Flow::Jumped => {}
         }
@@ -126,42 +135,6 @@ impl Run<'_> {
         }
     }
 
-    /// A general register.
-    pub(crate) fn register(&self, register: Register) -> u64 {
-        if let Some(high) = high_byte(register) {
-            return self.context.gpr[high] >> 8 & 0xff;
-        }
-        let Some(number) = number(register) else {
-            return 0;
-        };
-        let value = self.context.gpr[number];
-        match register.size() {
-            1 => value & 0xff,
-            2 => value & 0xffff,
-            4 => value & 0xffff_ffff,
-            _ => value,
-        }
-    }
-
-    /// Writes a general register as an instruction does.
-    pub(crate) fn set_register(&mut self, register: Register, value: u64) {
-        if let Some(high) = high_byte(register) {
-            let slot = &mut self.context.gpr[high];
-            *slot = *slot & !0xff00 | (value & 0xff) << 8;
-            return;
-        }
-        let Some(number) = number(register) else {
-            return;
-        };
-        let slot = &mut self.context.gpr[number];
-        *slot = match register.size() {
-            1 => *slot & !0xff | value & 0xff,
-            2 => *slot & !0xffff | value & 0xffff,
-            4 => value & 0xffff_ffff,
-            _ => value,
-        };
-    }
-
     /// Offset of the memory operand in its segment.
     pub(crate) fn offset(&self, ins: &Instruction) -> u64 {
         if ins.is_ip_rel_memory_operand() {
@@ -230,6 +203,44 @@ impl Run<'_> {
     }
 }
 
+impl Cpu {
+    /// A general register.
+    pub(crate) fn register(&self, register: Register) -> u64 {
+        if let Some(high) = high_byte(register) {
+            return self.context.gpr[high] >> 8 & 0xff;
+        }
+        let Some(number) = number(register) else {
+            return 0;
+        };
+        let value = self.context.gpr[number];
+        match register.size() {
+            1 => value & 0xff,
+            2 => value & 0xffff,
+            4 => value & 0xffff_ffff,
+            _ => value,
+        }
+    }
+
+    /// Writes a general register as an instruction does.
+    pub(crate) fn set_register(&mut self, register: Register, value: u64) {
+        if let Some(high) = high_byte(register) {
+            let slot = &mut self.context.gpr[high];
+            *slot = *slot & !0xff00 | (value & 0xff) << 8;
+            return;
+        }
+        let Some(number) = number(register) else {
+            return;
+        };
+        let slot = &mut self.context.gpr[number];
+        *slot = match register.size() {
+            1 => *slot & !0xff | value & 0xff,
+            2 => *slot & !0xffff | value & 0xffff,
+            4 => value & 0xffff_ffff,
+            _ => value,
+        };
+    }
+}
+
 /// Whether the engine executes a memory access of this instruction itself rather
 /// than through a bounce block: what the translator cannot bounce, and plain moves,
 /// which device registers see most.
@@ -254,6 +265,12 @@ pub(crate) fn prefers(ins: &Instruction) -> bool {
         | M::Btc => true,
         _ => ins.is_string_instruction(),
     }
+}
+
+/// Whether the instruction's access to memory is one for all other CPUs.
+pub(crate) fn is_locked(ins: &Instruction) -> bool {
+    ins.has_lock_prefix()
+        || (ins.mnemonic() == Mnemonic::Xchg && (0..2).any(|k| ins.op_kind(k) == OpKind::Memory))
 }
 
 fn on_stack(ins: &Instruction) -> bool {

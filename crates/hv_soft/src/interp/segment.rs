@@ -283,7 +283,7 @@ impl Run<'_> {
 }
 
 /// Index into [`VcpuState::segments`].
-pub(super) fn segment_index(register: Register) -> usize {
+pub(crate) fn segment_index(register: Register) -> usize {
     match register {
         Register::ES => VcpuState::ES,
         Register::CS => VcpuState::CS,

@@ -13,7 +13,7 @@ use crate::cpu::Run;
 use crate::enter::{Fpu, MXCSR_MASK, fxrstor, fxsave};
 use crate::exceptions::{Fault, GP, Source, UD};
 
-const CR0_KNOWN: u64 = cr0::PE
+pub(crate) const CR0_KNOWN: u64 = cr0::PE
     | cr0::MP
     | cr0::EM
     | cr0::TS
@@ -144,10 +144,7 @@ impl Run<'_> {
             }
             M::Cpuid => {
                 let (leaf, sub) = (self.context.gpr[RAX] as u32, self.context.gpr[RCX] as u32);
-                let mut answer = crate::cpuid::guest(leaf, sub, self.id, self.clock.khz());
-                if leaf == 1 && self.regs.cr4 & cr4::OSXSAVE != 0 {
-                    answer[2] |= 1 << 27;
-                }
+                let answer = self.cpuid(leaf, sub);
                 for (register, value) in [RAX, RBX, RCX, RDX].into_iter().zip(answer) {
                     self.context.gpr[register] = u64::from(value);
                 }
@@ -384,6 +381,19 @@ impl Run<'_> {
 }
 
 impl crate::cpu::Cpu {
+    /// What CPUID gives.
+    pub(crate) fn cpuid(&self, leaf: u32, sub: u32) -> crate::cpuid::Leaf {
+        let place = crate::cpuid::Place {
+            id: self.id,
+            count: self.peers.count() as u32,
+        };
+        let mut answer = crate::cpuid::guest(leaf, sub, place, self.clock.khz());
+        if leaf == 1 && self.regs.cr4 & cr4::OSXSAVE != 0 {
+            answer[2] |= 1 << 27;
+        }
+        answer
+    }
+
     /// The XMM registers of an FXSAVE image.
     pub(crate) fn load_xmm(&mut self, image: &Fpu) {
         for (register, bytes) in self

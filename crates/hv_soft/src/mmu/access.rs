@@ -9,7 +9,6 @@ use translator::context::Mode;
 
 use crate::apic::ioapic;
 use crate::cpu::{Cpu, Run};
-use crate::enter::Stay;
 use crate::exceptions::Fault;
 use crate::mmu::tlb::tlb_index;
 use crate::mmu::walk::{Access, Paging, Walked};
@@ -64,9 +63,9 @@ impl Cpu {
         if !self.ram.contains(walked.pa, 1) {
             return Ok(Place::Device(walked.pa));
         }
-        let code = self.blocks.holds_code(walked.pa >> 12);
-        self.fill_tlb(va, walked.pa, walked.writable && !code, walked.global, mode);
-        if write && code {
+        let writable = walked.writable && self.may_write(walked.pa >> 12);
+        self.fill_tlb(va, walked.pa, writable, walked.global, mode);
+        if write && !writable {
             self.written.set(walked.pa >> 12);
             return Ok(Place::Code(walked.pa));
         }
@@ -130,8 +129,9 @@ impl Cpu {
     }
 
     fn write_code(&mut self, pa: u64, bytes: &[u8]) {
+        self.begin_code_store(pa, bytes.len() as u64);
         self.ram.write(pa, bytes);
-        self.stored_into_code(pa, bytes.len() as u64);
+        self.end_code_store(pa, bytes.len() as u64);
     }
 
     /// Faults where a store of `len` bytes would, lowest page first.
@@ -224,8 +224,7 @@ impl Run<'_> {
                 }
             } else {
                 piece.fill(0xff);
-                let io = self.io;
-                Stay::outside(|| io.mmio_read(Gpa(at), piece));
+                self.outside(|io| io.mmio_read(Gpa(at), piece));
             }
             at += piece.len() as u64;
         }
@@ -245,8 +244,7 @@ impl Run<'_> {
             } else if at & !0xfff == ioapic::BASE {
                 self.chips.ioapic_write(at, word);
             } else {
-                let io = self.io;
-                Stay::outside(|| io.mmio_write(Gpa(at), piece));
+                self.outside(|io| io.mmio_write(Gpa(at), piece));
             }
             at += piece.len() as u64;
         }

@@ -150,7 +150,7 @@ impl Cpu {
     pub(super) fn put_page(&mut self, mode: usize, page: u64, host: u64, writable: bool) {
         let index = tlb_index(page);
         let number = host.wrapping_sub(self.ram.host(0)) >> 12;
-        let writable = writable && !self.blocks.holds_code(number);
+        let writable = writable && self.may_write(number);
         self.set_entry(mode, page, host, writable);
         if writable {
             self.written.set(number);
@@ -326,6 +326,7 @@ impl Cpu {
 
     /// The page got its first translated code: no store may go past the engine.
     pub(crate) fn drop_write_tags(&mut self, page: u64) {
+        self.dropped_tags(page);
         if !self.written.get(page) {
             return;
         }
@@ -346,8 +347,6 @@ impl Cpu {
     /// Records every page that may have been written, and forgets write tags, so
     /// that the next run's stores are seen anew.
     pub(crate) fn record_writes(&mut self) {
-        let ram = &self.ram;
-        self.written.drain(|page| ram.mark(page));
         for mode in Mode::ALL {
             let tlb = &mut self.context.tlb[mode as usize];
             for index in 0..TLB_ENTRIES {
@@ -355,10 +354,17 @@ impl Cpu {
             }
             clear_stack(tlb);
         }
+        let mut written = std::mem::take(&mut self.written);
+        written.drain(|page| {
+            self.ram.mark(page);
+            self.dropped_tags(page);
+        });
+        self.written = written;
     }
 }
 
 /// One bit per page of memory. Costs memory only where bits were set.
+#[derive(Default)]
 pub(crate) struct PageSet {
     words: Vec<u64>,
 }

@@ -55,7 +55,7 @@ type OnSay = Box<dyn Fn(u32) + Send>;
 #[derive(Default)]
 pub(crate) struct Board {
     pub(crate) said: Mutex<Vec<Said>>,
-    kick: OnceLock<Arc<dyn Kick>>,
+    kicks: OnceLock<Vec<Arc<dyn Kick>>>,
     pub(crate) on_say: Mutex<Option<OnSay>>,
 }
 
@@ -83,7 +83,9 @@ impl Io for Board {
         word[..data.len()].copy_from_slice(data);
         let value = u32::from_le_bytes(word);
         if port == u16::from(STOP) {
-            self.kick.get().unwrap().kick();
+            for kick in self.kicks.get().unwrap() {
+                kick.kick();
+            }
         } else if port == u16::from(SAY) {
             self.said.lock().unwrap().push(Said::Port(value));
             if let Some(f) = &*self.on_say.lock().unwrap() {
@@ -96,6 +98,8 @@ impl Io for Board {
 pub(crate) struct Machine {
     pub(crate) ram: GuestRam,
     pub(crate) vcpu: SoftVcpu,
+    /// All but the first, which [`Machine::run`] leaves alone.
+    pub(crate) others: Vec<SoftVcpu>,
     pub(crate) board: Arc<Board>,
     pub(crate) interrupts: Arc<dyn Interrupts>,
     _partition: SoftPartition,
@@ -107,19 +111,30 @@ impl Machine {
     }
 
     pub(crate) fn with(options: Options) -> Self {
-        Self::on(SoftHypervisor::new(options))
+        Self::with_vcpus(options, 1)
+    }
+
+    pub(crate) fn with_vcpus(options: Options, count: u8) -> Self {
+        Self::on_vcpus(SoftHypervisor::new(options), count)
     }
 
     pub(crate) fn on(engine: SoftHypervisor) -> Self {
+        Self::on_vcpus(engine, 1)
+    }
+
+    fn on_vcpus(engine: SoftHypervisor, count: u8) -> Self {
         let ram = GuestRam::new(ram::ByteSize::mib(16)).unwrap();
-        let mut partition = engine.create(ram.clone(), 1).unwrap();
+        let mut partition = engine.create(ram.clone(), count).unwrap();
         let vcpu = partition.vcpu(0).unwrap();
+        let others: Vec<_> = (1..count).map(|i| partition.vcpu(i).unwrap()).collect();
         let board = Arc::new(Board::default());
-        let _ = board.kick.set(vcpu.kicker());
+        let all = std::iter::once(&vcpu).chain(&others);
+        let _ = board.kicks.set(all.map(Vcpu::kicker).collect());
         let interrupts = partition.interrupts();
         let mut machine = Self {
             ram,
             vcpu,
+            others,
             board,
             interrupts,
             _partition: partition,
@@ -286,7 +301,7 @@ fn flat(selector: u16, rights: u16) -> Segment {
     }
 }
 
-fn state() -> VcpuState {
+pub(crate) fn state() -> VcpuState {
     let mut state = VcpuState::after_reset();
     state.segments = [flat(0x18, 0xc093); 6];
     state.segments[VcpuState::CS] = flat(0x10, 0xa09b);

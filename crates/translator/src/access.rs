@@ -9,7 +9,7 @@ use iced_x86::Register;
 
 use crate::assembler::{Memory, NONE, context, guest_register, op};
 use crate::context::{Context, S1, S2, TLB_ENTRIES, Tlb};
-use crate::emitter::{AT_S1, ColdKind, Emitter, tlb};
+use crate::emitter::{AT_S1, ColdKind, Emitter, Flags, tlb};
 use crate::groups::Check;
 use crate::plan::{PAGE, Step};
 use crate::registers::{general, is_general32};
@@ -44,10 +44,10 @@ impl Emitter<'_> {
                 return self.stack(step, disp, access);
             }
             if self.groups.based >> self.current & 1 != 0 {
-                self.want_group();
+                self.want_group(base);
                 return Memory::sum(base, S2, disp);
             }
-            self.asm.lea(S1, Memory::at(base, disp));
+            self.sum(base, disp);
             return self.lookup(step, access, Some((base, disp)));
         }
         match self.address(step) {
@@ -157,8 +157,8 @@ impl Emitter<'_> {
             self.want_stack();
             return operand;
         }
-        self.asm.lea(S1, Memory::at(RSP, disp));
-        if step.flags_live || self.request.kind == crate::Kind::PerAccess {
+        self.sum(RSP, disp);
+        if step.keeps_flags() || self.request.kind == crate::Kind::PerAccess {
             return self.lookup(step, access, Some((RSP, disp)));
         }
         self.forget();
@@ -168,8 +168,19 @@ impl Emitter<'_> {
         let jump = self.asm.jcc(7);
         self.asm.load(S1, tlb!(self, stack_addend));
         let exit = self.access_exit(step, access.size, access.write, true);
-        self.cold(jump, ColdKind::Stack { tag, exit });
+        let flags = Flags::at(step);
+        self.restore_flags(flags);
+        self.cold(jump, ColdKind::Stack { flags, tag, exit });
         operand
+    }
+
+    /// `base` + `disp` into S1.
+    fn sum(&mut self, base: u8, disp: i32) {
+        if disp == 0 {
+            self.asm.mov(S1, base);
+        } else {
+            self.asm.lea(S1, Memory::at(base, disp));
+        }
     }
 
     /// Looks the address in S1 up in the TLB. `plain` is base and displacement when
@@ -181,14 +192,14 @@ impl Emitter<'_> {
         plain: Option<(u8, i32)>,
     ) -> Memory {
         self.forget();
-        let flags_live = step.flags_live;
+        let flags = Flags::at(step);
         let tag = if access.write {
             tlb!(self, write_tag)
         } else {
             tlb!(self, read_tag)
         };
         self.asm.pext(S2, S1, context!(tlb_mask));
-        let jump = if flags_live {
+        let jump = if flags.kept() {
             self.asm.store(RCX, context!(saved_rcx));
             self.asm.gs_indexed(op::LOAD, RCX, S2, tag);
             self.asm.subtract(S1, RCX);
@@ -204,20 +215,13 @@ impl Emitter<'_> {
             self.asm.jcc(7)
         };
         let exit = self.access_exit(step, access.size, access.write, false);
-        self.cold(
-            jump,
-            ColdKind::Indexed {
-                flags_live,
-                tag,
-                exit,
-            },
-        );
-        match plain {
+        self.cold(jump, ColdKind::Indexed { flags, tag, exit });
+        let operand = match plain {
             Some((base, disp)) => {
                 self.asm.gs_indexed(op::LOAD, S1, S2, tlb!(self, addend));
                 Memory::sum(base, S1, disp)
             }
-            None if flags_live => {
+            None if flags.kept() => {
                 self.asm.gs_indexed(op::LOAD, S2, S2, tlb!(self, host));
                 self.asm.add(S1, S2);
                 AT_S1
@@ -226,7 +230,9 @@ impl Emitter<'_> {
                 self.asm.gs_indexed(op::ADD, S1, S2, tlb!(self, host));
                 AT_S1
             }
-        }
+        };
+        self.restore_flags(flags);
+        operand
     }
 
     /// Looks up a constant address: its TLB entry is known now.
@@ -246,7 +252,8 @@ impl Emitter<'_> {
             } else {
                 tlb!(self, read_tag)
             };
-        let jump = if step.flags_live {
+        let flags = Flags::at(step);
+        let jump = if flags.kept() {
             self.asm.store(RCX, context!(saved_rcx));
             let less = page.wrapping_neg();
             match i32::try_from(less as i64) {
@@ -280,14 +287,8 @@ impl Emitter<'_> {
         };
         self.asm.load(S1, entry + tlb!(self, host));
         let exit = self.access_exit(step, access.size, access.write, false);
-        self.cold(
-            jump,
-            ColdKind::Constant {
-                va,
-                flags_live: step.flags_live,
-                exit,
-            },
-        );
+        self.cold(jump, ColdKind::Constant { va, flags, exit });
+        self.restore_flags(flags);
         Memory::at(S1, offset)
     }
 
@@ -295,8 +296,8 @@ impl Emitter<'_> {
     pub(crate) fn shared_check(&mut self, check: Check, step: &Step) {
         self.forget();
         let retry = self.asm.here();
-        let flags_live = step.flags_live;
-        self.asm.lea(S1, Memory::at(check.base, check.lowest));
+        let flags = Flags::at(step);
+        self.sum(check.base, check.lowest);
         let tag = if check.stack {
             tlb!(self, stack_tag)
         } else {
@@ -308,7 +309,7 @@ impl Emitter<'_> {
             }
         };
         let mut jumps = [0; crate::emitter::JUMPS_MAX];
-        if flags_live {
+        if flags.kept() {
             self.asm.store(RCX, context!(saved_rcx));
             if check.stack {
                 self.asm.load(RCX, tag);
@@ -334,12 +335,13 @@ impl Emitter<'_> {
         }
         if !check.stack {
             self.asm.gs_indexed(op::LOAD, S2, S2, tlb!(self, addend));
-            self.asm.store(S2, context!(group_addend));
-            self.s2_group = true;
+            self.asm.store(S2, group_addend(check.base));
+            self.s2_group = Some(check.base);
         }
+        self.restore_flags(flags);
         let kind = ColdKind::Group {
             check,
-            flags_live,
+            flags,
             tag,
             at: step.at,
             retry,
@@ -354,10 +356,15 @@ impl Emitter<'_> {
         }
     }
 
-    fn want_group(&mut self) {
-        if !self.s2_group {
-            self.asm.load(S2, context!(group_addend));
-            self.s2_group = true;
+    fn want_group(&mut self, base: u8) {
+        if self.s2_group != Some(base) {
+            self.asm.load(S2, group_addend(base));
+            self.s2_group = Some(base);
         }
     }
+}
+
+/// Where the addend of the open group on `base` is kept.
+const fn group_addend(base: u8) -> i32 {
+    context!(group_addend) + base as i32 * 8
 }

@@ -128,8 +128,8 @@ pub struct Context {
     pub temp: [u64; 4],
     /// Saved RCX around flag-free checks.
     pub saved_rcx: u64,
-    /// Addend of the open access group.
-    pub group_addend: u64,
+    /// Addends of the open access groups, by base register.
+    pub group_addend: [u64; 14],
     /// `stack_refill`: where to go on failure; success is five bytes before.
     pub refill_fail: u64,
     /// `stack_refill`: the address meant.
@@ -162,6 +162,8 @@ pub struct Context {
     pub user_access_jump_mask: u64,
     /// Where no interrupt may come: the address behind the last STI.
     pub shadow: u64,
+    /// Keeps `xmm` at a multiple of 16 bytes.
+    pub reserved: u64,
     /// Guest instructions executed, where counting is on: kernel, user.
     pub instructions: [u64; 2],
     /// Host MXCSR while inside; the guest's while outside.

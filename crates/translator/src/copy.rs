@@ -5,6 +5,7 @@ use crate::access::Access;
 use crate::assembler::{Memory, NONE, context, guest_register, op};
 use crate::context::{Context, S1, S2};
 use crate::emitter::Emitter;
+use crate::homes;
 use crate::plan::Step;
 use crate::reencode::reencode;
 use crate::registers::{encoding, general};
@@ -40,8 +41,16 @@ impl Emitter<'_> {
 
     /// Guest r14 is loaded into host r14, r15 into r15.
     fn copy_registers(&mut self, step: &Step) {
+        if step.scratch_used != 0 && homes::emit(self.asm, step) {
+            return;
+        }
+        let read = if homes::overwrites(step) {
+            step.scratch_used & !step.scratch_written
+        } else {
+            step.scratch_used
+        };
         for n in 0..2 {
-            if step.scratch_used >> n & 1 != 0 {
+            if read >> n & 1 != 0 {
                 self.asm.load(14 + n, guest_register(14 + n));
             }
         }
@@ -52,7 +61,9 @@ impl Emitter<'_> {
             }
         }
         self.s1_stack &= step.scratch_used & 1 == 0;
-        self.s2_group &= step.scratch_used & 2 == 0;
+        if step.scratch_used & 2 != 0 {
+            self.s2_group = None;
+        }
     }
 
     /// Guest r14 or r15 beside a memory operand goes into the scratch register that
@@ -66,9 +77,11 @@ impl Emitter<'_> {
         if scratch == S1 {
             self.s1_stack = false;
         } else {
-            self.s2_group = false;
+            self.s2_group = None;
         }
-        self.asm.load(scratch, home);
+        if step.scratch_written == 0 || !homes::overwrites(step) {
+            self.asm.load(scratch, home);
+        }
         reencode(self.asm, step.row, &step.ins, Some((operand, scratch)));
         if step.scratch_written != 0 {
             self.asm.store(scratch, home);

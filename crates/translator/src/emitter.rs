@@ -2,7 +2,7 @@
 //! and the repairs that come before them.
 //!
 //! S1 and S2 may hold the addends of the shared checks from one instruction to the
-//! next: S1 the stack's, S2 the open group's.
+//! next: S1 the stack's, S2 an open group's.
 
 use crate::assembler::{Assembler, Memory, context, op};
 use crate::block::{Exit, Kind, Request};
@@ -10,6 +10,8 @@ use crate::context::{Context, JumpCache, Mode, S1, S2, Tlb};
 use crate::groups::{Check, Groups};
 use crate::plan::{PAGE, Step};
 use crate::relocation::Target;
+
+const RAX: u8 = 0;
 
 /// Most jumps that one cold part takes.
 pub(crate) const JUMPS_MAX: usize = 6;
@@ -23,23 +25,15 @@ pub(crate) struct Cold {
 
 pub(crate) enum ColdKind {
     /// A TLB check failed.
-    Indexed {
-        flags_live: bool,
-        tag: i32,
-        exit: Exit,
-    },
+    Indexed { flags: Flags, tag: i32, exit: Exit },
     /// A check of the stack's slot failed.
-    Stack { tag: i32, exit: Exit },
+    Stack { flags: Flags, tag: i32, exit: Exit },
     /// A check of a constant address failed.
-    Constant {
-        va: u64,
-        flags_live: bool,
-        exit: Exit,
-    },
+    Constant { va: u64, flags: Flags, exit: Exit },
     /// A shared check failed.
     Group {
         check: Check,
-        flags_live: bool,
+        flags: Flags,
         tag: i32,
         at: u16,
         retry: u32,
@@ -50,8 +44,35 @@ pub(crate) enum ColdKind {
     CrossJump { target: u64 },
     /// An interrupt waited before STI.
     Interrupted { at: u16 },
-    /// Nothing to repair.
-    Plain { exit: Exit },
+    /// Nothing to repair but flags.
+    Plain { flags: Flags, exit: Exit },
+}
+
+/// What a check does about the guest's flags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flags {
+    /// Nobody reads them any more.
+    Dead,
+    /// It does not touch them.
+    Kept,
+    /// The instruction of this number, executed again, brings them back.
+    Again(u8),
+    /// They are in `temp`: see [`Emitter::save_flags`].
+    Saved,
+}
+
+impl Flags {
+    pub(crate) fn at(step: &Step) -> Self {
+        match (step.flags_live, step.again.checked_sub(1)) {
+            (false, _) => Self::Dead,
+            (true, None) => Self::Kept,
+            (true, Some(writer)) => Self::Again(writer),
+        }
+    }
+
+    pub(crate) fn kept(self) -> bool {
+        self == Self::Kept
+    }
 }
 
 /// Exits and cold parts in the making; reused from block to block.
@@ -66,14 +87,15 @@ pub(crate) struct Emitter<'a> {
     pub out: &'a mut Outcome,
     pub request: &'a Request,
     pub groups: &'a Groups,
+    pub steps: &'a [Step],
     /// Host position at which the current access's check begins again.
     pub start: u32,
     /// The current step's number.
     pub current: usize,
     /// S1 holds the stack's addend.
     pub s1_stack: bool,
-    /// S2 holds the open group's addend.
-    pub s2_group: bool,
+    /// S2 holds the addend of the open group on this base.
+    pub s2_group: Option<u8>,
     /// Where jumps to the block's own start lead, if they may.
     pub own_entry: Option<u32>,
 }
@@ -98,7 +120,7 @@ impl Emitter<'_> {
     /// Forgets what the scratch registers held.
     pub(crate) fn forget(&mut self) {
         self.s1_stack = false;
-        self.s2_group = false;
+        self.s2_group = None;
     }
 
     pub(crate) fn cold(&mut self, jump: u32, kind: ColdKind) {
@@ -162,43 +184,38 @@ impl Emitter<'_> {
 
     fn cold_part(&mut self, part: &Cold) {
         match part.kind {
-            ColdKind::Indexed {
-                flags_live,
-                tag,
-                exit,
-            } => {
-                self.restore_indexed(flags_live, tag);
+            ColdKind::Indexed { flags, tag, exit } => {
+                self.restore_indexed(flags, tag);
+                self.restore_flags(flags);
                 self.exit(exit);
             }
-            ColdKind::Stack { tag, exit } => {
+            ColdKind::Stack { flags, tag, exit } => {
                 self.asm.gs(op::XOR, S1, tag);
                 let Exit::Access { retry, .. } = exit else {
                     return;
                 };
                 self.stack_refill(retry);
+                self.restore_flags(flags);
                 self.exit(exit);
             }
-            ColdKind::Constant {
-                va,
-                flags_live,
-                exit,
-            } => {
-                if flags_live {
+            ColdKind::Constant { va, flags, exit } => {
+                if flags.kept() {
                     self.asm.load(1, context!(saved_rcx));
                 }
                 self.asm.constant(S1, va);
+                self.restore_flags(flags);
                 self.exit(exit);
             }
             ColdKind::Group {
                 check,
-                flags_live,
+                flags,
                 tag,
                 at,
                 retry,
             } => {
                 if !check.stack {
-                    self.restore_indexed(flags_live, tag);
-                } else if flags_live {
+                    self.restore_indexed(flags, tag);
+                } else if flags.kept() {
                     self.asm.load(1, tag);
                     self.asm.add(S1, 1);
                     self.asm.load(1, context!(saved_rcx));
@@ -206,6 +223,7 @@ impl Emitter<'_> {
                     self.asm.gs(op::XOR, S1, tag);
                     self.stack_refill(retry);
                 }
+                self.restore_flags(flags);
                 let patch = self.asm.here() as u16;
                 let Check {
                     len, write, stack, ..
@@ -228,13 +246,44 @@ impl Emitter<'_> {
                 self.asm.load(1, context!(saved_rcx));
                 self.exit(Exit::Interpret { at });
             }
-            ColdKind::Plain { exit } => self.exit(exit),
+            ColdKind::Plain { flags, exit } => {
+                self.restore_flags(flags);
+                self.exit(exit);
+            }
         }
     }
 
+    /// Brings the guest's flags back behind a check.
+    pub(crate) fn restore_flags(&mut self, flags: Flags) {
+        match flags {
+            Flags::Dead | Flags::Kept => {}
+            Flags::Again(writer) => {
+                if let Some(step) = self.steps.get(usize::from(writer)) {
+                    crate::flags::write_again(self.asm, step);
+                }
+            }
+            Flags::Saved => {
+                self.asm.load(RAX, context!(temp) + 16);
+                // add al, 0x7f; sahf
+                self.asm.bytes([0x04, 0x7f, 0x9e]);
+                self.asm.load(RAX, context!(temp) + 8);
+            }
+        }
+    }
+
+    /// Puts the status flags into `temp[2]`, as LAHF and SETO give them; `temp[1]` is
+    /// lost.
+    pub(crate) fn save_flags(&mut self) {
+        self.asm.store(RAX, context!(temp) + 8);
+        // lahf; seto al
+        self.asm.bytes([0x9f, 0x0f, 0x90, 0xc0]);
+        self.asm.store(RAX, context!(temp) + 16);
+        self.asm.load(RAX, context!(temp) + 8);
+    }
+
     /// Makes S1 the linear address again, RCX the guest's.
-    fn restore_indexed(&mut self, flags_live: bool, tag: i32) {
-        if flags_live {
+    fn restore_indexed(&mut self, flags: Flags, tag: i32) {
+        if flags.kept() {
             self.asm.gs_indexed(op::LOAD, 1, S2, tag);
             self.asm.add(S1, 1);
             self.asm.load(1, context!(saved_rcx));

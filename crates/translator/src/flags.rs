@@ -5,12 +5,19 @@
 //! indirect jumps: Linux has functions that return a flag. At direct jumps the
 //! target is looked at, across pages as well: a target page whose code changes
 //! later is trusted to go on ignoring flags at this entry.
+//!
+//! Where flags are live but come from a comparison of registers that have not changed
+//! since, a check may touch them as well: the comparison is done again behind it. The
+//! same goes for AND, OR and XOR, whose flags are those of a TEST of the result.
 
-use iced_x86::{Decoder, Instruction, OpKind};
+use iced_x86::{Decoder, Instruction, Mnemonic, OpKind, RflagsBits};
 
+use crate::access::RSP;
+use crate::assembler::Assembler;
 use crate::block::{Consulted, GuestCode, Kind, Request};
 use crate::plan::{DECODER_OPTIONS, Step};
-use crate::reencode::operand_kind;
+use crate::reencode::{operand_kind, operand_register, reencode};
+use crate::registers::{Bank, encoding, general};
 use crate::table::{Class, Row, STATUS, row};
 
 /// Instructions looked at behind a block.
@@ -61,6 +68,76 @@ pub(crate) fn mark(
             step.flags_live = live != 0;
         }
     }
+    find_writers(steps);
+}
+
+/// The status flags as the decoder names them.
+const STATUS_BITS: u32 = RflagsBits::OF
+    | RflagsBits::SF
+    | RflagsBits::ZF
+    | RflagsBits::AF
+    | RflagsBits::CF
+    | RflagsBits::PF;
+
+/// Marks [`Step::again`].
+fn find_writers(steps: &mut [Step]) {
+    let (mut writer, mut registers) = (0, 0);
+    for (i, step) in steps.iter_mut().enumerate() {
+        step.again = writer;
+        if step.ins.rflags_modified() & STATUS_BITS != 0 {
+            (writer, registers) = match repeatable(step) {
+                Some(registers) => (i as u8 + 1, registers),
+                None => (0, 0),
+            };
+        } else if step.writes & registers != 0 {
+            writer = 0;
+        }
+    }
+}
+
+/// The general registers, a bit each, that must keep their values for
+/// [`write_again`] to write the flags that `step` wrote.
+fn repeatable(step: &Step) -> Option<u16> {
+    let (ins, row) = (&step.ins, step.row);
+    if step.class != Class::Copy || step.memory || step.scratch_used != 0 || row.map != 0 {
+        return None;
+    }
+    let mut registers = 0;
+    for operand in 0..2 {
+        if operand_kind(ins, operand) == OpKind::Register {
+            registers |= 1 << general(operand_register(ins, operand))?;
+        }
+    }
+    // Pushes and pops change RSP without naming it.
+    if registers >> RSP & 1 != 0 {
+        return None;
+    }
+    match (ins.mnemonic(), row.writes) {
+        (Mnemonic::Cmp | Mnemonic::Test, 0) => Some(registers),
+        (Mnemonic::And | Mnemonic::Or | Mnemonic::Xor, 1) => {
+            let (bank, to) = encoding(ins.op0_register());
+            (bank == Bank::General).then_some(1 << to)
+        }
+        _ => None,
+    }
+}
+
+/// Writes the flags that `step`, which is [`repeatable`], wrote.
+pub(crate) fn write_again(asm: &mut Assembler, step: &Step) {
+    let row = step.row;
+    if row.writes == 0 {
+        return reencode(asm, row, &step.ins, None);
+    }
+    let (_, to) = encoding(step.ins.op0_register());
+    if row.o16 {
+        asm.byte(0x66);
+    }
+    // test to, to
+    asm.bytes([
+        0x40 | u8::from(row.w) << 3 | to >> 3 << 2 | to >> 3,
+        0x85,
+        0xc0 | (to & 7) << 3 | to & 7,
+    ]);
 }
 
 /// Flags that the instruction surely writes.

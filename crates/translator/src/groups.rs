@@ -1,5 +1,6 @@
 //! Finds accesses that can share one page check: all of a block's stack
-//! accesses, and runs of accesses through the same unchanged base register.
+//! accesses, and accesses through the same unchanged base register. One group per
+//! base may be open at a time: its addend is kept in the context.
 
 use crate::plan::Step;
 use crate::reencode::immediate;
@@ -11,6 +12,8 @@ const GROUP_BYTES_MAX: i64 = 1024;
 /// Bytes that a block's stack accesses may span.
 const STACK_BYTES_MAX: i64 = 2048;
 const RSP: u8 = 4;
+/// Registers that may be a base: r14 and r15 are not in registers.
+const BASES: usize = 14;
 
 /// A shared check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +78,7 @@ impl Groups {
             members: 0,
             lost: false,
         };
-        let mut open: Option<Open> = None;
+        let mut open: [Option<Open>; BASES] = Default::default();
         for (i, step) in steps.iter().enumerate() {
             self.depths.push(stack.depth);
             if step.class == Class::Interpret {
@@ -96,8 +99,12 @@ impl Groups {
                         low = stack.depth + disp;
                         high = stack.depth + end;
                     }
-                    Some(base) => self.join(&mut open, i, base, disp, end, step.write),
-                    None => self.close(&mut open),
+                    Some(base) => {
+                        if let Some(group) = open.get_mut(usize::from(base)) {
+                            self.join(group, i, base, disp, end, step.write);
+                        }
+                    }
+                    None => {}
                 }
             }
             match step.class {
@@ -109,22 +116,22 @@ impl Groups {
                     low = stack.depth;
                     high = stack.depth + 8;
                 }
-                Class::String => self.close(&mut open),
-                Class::Leave => {
-                    stack.lost = true;
-                    self.close(&mut open);
-                }
+                Class::Leave => stack.lost = true,
                 _ => {}
             }
             if low <= high && !stack.lost {
                 stack.take(i, low, high);
             }
             stack.follow(step);
-            if open.as_ref().is_some_and(|group| writes(step, group.base)) {
-                self.close(&mut open);
+            for (base, group) in open.iter_mut().enumerate() {
+                if writes(step, base as u8) {
+                    self.close(group);
+                }
             }
         }
-        self.close(&mut open);
+        for group in &mut open {
+            self.close(group);
+        }
         self.finish_stack(steps, &stack);
         self.checks.sort_by_key(|check| (check.step, !check.stack));
     }
@@ -182,10 +189,10 @@ impl Groups {
         let Some(first) = steps.get(stack.first) else {
             return;
         };
-        if stack.members.count_ones() < 2 && !first.flags_live {
+        if stack.members.count_ones() < 2 && !first.keeps_flags() {
             return;
         }
-        let dead = |step: &Step| !step.flags_live;
+        let dead = |step: &Step| !step.keeps_flags();
         let at = steps
             .get(..=stack.first)
             .and_then(|head| head.iter().rposition(dead))

@@ -31,6 +31,7 @@ mod copy;
 mod emitter;
 mod flags;
 mod groups;
+mod homes;
 mod plan;
 mod reencode;
 #[cfg(test)]

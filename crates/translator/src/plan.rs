@@ -45,9 +45,18 @@ pub(crate) struct Step {
     pub high_byte: bool,
     /// Some status flag may be read before it is written from here on.
     pub flags_live: bool,
+    /// All status flags here are what the instruction with this number less one
+    /// would write if it were executed again; 0: no such instruction.
+    pub again: u8,
 }
 
 impl Step {
+    /// A check here must not touch flags: they are live, and nothing can bring them
+    /// back.
+    pub(crate) fn keeps_flags(&self) -> bool {
+        self.flags_live && self.again == 0
+    }
+
     pub(crate) fn next(&self) -> u16 {
         self.at + self.ins.len() as u16
     }
@@ -187,6 +196,7 @@ impl Default for Step {
             writes: 0,
             high_byte: false,
             flags_live: true,
+            again: 0,
         }
     }
 }

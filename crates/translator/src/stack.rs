@@ -27,7 +27,7 @@ impl Emitter<'_> {
         if step.memory {
             let operand = self.operand(step, POPPED, false);
             self.asm.memory(op::LOAD, S2, operand);
-            self.s2_group = false;
+            self.s2_group = None;
             self.push_s2(step);
         } else if step.ins.op0_kind() == OpKind::Register {
             self.push_register(step, general(step.ins.op0_register()).unwrap_or(0));
@@ -40,7 +40,7 @@ impl Emitter<'_> {
         let operand = self.stack(step, -8, PUSHED);
         if register >= 14 {
             self.asm.load(S2, guest_register(register));
-            self.s2_group = false;
+            self.s2_group = None;
             self.asm.memory(op::STORE, S2, operand);
         } else {
             self.asm.memory(op::STORE, register, operand);
@@ -71,7 +71,7 @@ impl Emitter<'_> {
             self.asm.i32(low);
         } else {
             self.asm.constant(S2, value);
-            self.s2_group = false;
+            self.s2_group = None;
             self.asm.memory(op::STORE, S2, operand);
         }
         self.move_rsp(-8);
@@ -86,7 +86,9 @@ impl Emitter<'_> {
         let operand = self.stack(step, 0, POPPED);
         let to = if direct { register } else { S2 };
         self.asm.memory(op::LOAD, to, operand);
-        self.s2_group &= direct;
+        if !direct {
+            self.s2_group = None;
+        }
         if register == RSP {
             self.asm.mov(RSP, S2);
             return;
@@ -129,7 +131,7 @@ impl Emitter<'_> {
 
     /// The status flags come through LAHF and SETO; the rest from the context.
     pub(crate) fn push_flags(&mut self, step: &Step) {
-        self.s2_group = false;
+        self.s2_group = None;
         self.asm.store(RAX, context!(temp) + 8);
         // lahf; seto al; movzx r15d, al; movzx eax, ah
         self.asm.bytes([0x9f, 0x0f, 0x90, 0xc0]);

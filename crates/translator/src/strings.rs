@@ -5,7 +5,7 @@ use crate::access::Access;
 use crate::assembler::{Memory, context, op};
 use crate::block::Exit;
 use crate::context::{Context, S1, S2, Tlb};
-use crate::emitter::{Cold, ColdKind, Emitter, tlb};
+use crate::emitter::{Cold, ColdKind, Emitter, Flags, tlb};
 use crate::plan::{PAGE, Step};
 
 const RCX: u8 = 1;
@@ -51,11 +51,15 @@ impl Emitter<'_> {
     }
 
     /// REP MOVS and REP STOS upwards, when both ends lie in one page each. The
-    /// engine does all else. Wants dead flags.
+    /// engine does all else.
     pub(crate) fn repeated_string(&mut self, step: &Step) {
-        if step.flags_live {
-            return self.exit(Exit::Interpret { at: step.at });
-        }
+        let flags = match Flags::at(step) {
+            Flags::Kept => {
+                self.save_flags();
+                Flags::Saved
+            }
+            flags => flags,
+        };
         let moves = matches!(shape(step), Shape::Move);
         let size = element_size(step);
         let scale = size.trailing_zeros() as u8;
@@ -101,6 +105,7 @@ impl Emitter<'_> {
                 self.asm.store(S1, context!(temp));
             }
         }
+        self.restore_flags(flags);
         let (to, from) = if moves { (S2, S1) } else { (S1, S2) };
         if moves {
             self.asm.load(S2, context!(temp));
@@ -117,7 +122,7 @@ impl Emitter<'_> {
         let exit = Exit::Interpret { at: step.at };
         self.out.cold.push(Cold {
             jumps,
-            kind: ColdKind::Plain { exit },
+            kind: ColdKind::Plain { flags, exit },
         });
     }
 

@@ -112,10 +112,11 @@ impl Translator {
             out: &mut self.out,
             request,
             groups: &self.groups,
+            steps: &self.steps,
             start: 0,
             current: 0,
             s1_stack: false,
-            s2_group: false,
+            s2_group: None,
             own_entry: None,
         };
         block.positions.push((0, 0));

@@ -40,16 +40,22 @@ pub(crate) enum Field {
 }
 
 /// Cells of [`Field::Cell`], by offset.
-const CELLS: [usize; super::state::CELLS] = [
-    offset_of!(Context, gpr) + 14 * 8,
-    offset_of!(Context, gpr) + 15 * 8,
-    offset_of!(Context, temp),
-    offset_of!(Context, temp) + 8,
-    offset_of!(Context, temp) + 16,
-    offset_of!(Context, temp) + 24,
-    offset_of!(Context, saved_rcx),
-    offset_of!(Context, group_addend),
-];
+const CELLS: [usize; super::state::CELLS] = {
+    let mut cells = [0; super::state::CELLS];
+    cells[0] = offset_of!(Context, gpr) + 14 * 8;
+    cells[1] = offset_of!(Context, gpr) + 15 * 8;
+    cells[2] = offset_of!(Context, temp);
+    cells[3] = offset_of!(Context, temp) + 8;
+    cells[4] = offset_of!(Context, temp) + 16;
+    cells[5] = offset_of!(Context, temp) + 24;
+    cells[6] = offset_of!(Context, saved_rcx);
+    let mut base = 0;
+    while base < 14 {
+        cells[7 + base] = offset_of!(Context, group_addend) + base * 8;
+        base += 1;
+    }
+    cells
+};
 
 const SINGLE: [(usize, Field); 13] = [
     (offset_of!(Context, direction), Field::Direction),

@@ -27,8 +27,8 @@ pub(crate) enum Compared {
 }
 
 /// The private fields of the context that keep values: guest r14 and r15, four
-/// temporaries, the saved RCX, the open group's addend.
-pub(crate) const CELLS: usize = 8;
+/// temporaries, the saved RCX, the open groups' addends by base.
+pub(crate) const CELLS: usize = 7 + 14;
 /// The first two cells: the guest's.
 pub(crate) const GUEST_CELLS: usize = 2;
 

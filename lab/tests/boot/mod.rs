@@ -11,7 +11,7 @@ use machine::{Ended, Machine, Stdio};
 use tempfile::TempDir;
 
 /// No guest of these tests takes longer.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// What `guest/kernel/build.sh` and `guest/debian-kernels.sh` leave, or
 /// `KOMBI_TEST_KERNELS` has.

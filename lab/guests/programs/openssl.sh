@@ -2,7 +2,7 @@
 #
 # packages: openssl
 # memory: 512M
-# limit: 120
+# limit: 300
 cd /tmp
 # A megabyte that depends on a cipher itself.
 head -c 1048576 /dev/zero | openssl enc -aes-128-ctr -K 000102030405060708090a0b0c0d0e0f -iv 00 >data 2>/dev/null

@@ -105,6 +105,21 @@ fn a_killed_monitor_is_told_as_such() {
 }
 
 #[test]
+fn a_monitor_that_its_filter_killed_is_told_as_such() {
+    let home = Home::new();
+    let (child, _reader) = start(&home, ":");
+    signal(home.monitor(), Signal::SYS);
+    let (code, said) = code_and_words(child);
+    assert_eq!(code, Some(125), "{said}");
+    assert!(
+        said.starts_with("kombi: the monitor was killed by its system call filter (SIGSYS): "),
+        "{said}"
+    );
+    assert_eq!(said.lines().count(), 1, "{said}");
+    home.is_swept();
+}
+
+#[test]
 fn a_killed_kombi_takes_its_monitor_along_and_the_next_start_sweeps() {
     let home = Home::new();
     let (mut child, _reader) = start(&home, ":");

@@ -18,10 +18,10 @@ Exit codes:
   140  the guest triple-faulted
   141  the engine failed
   143  stopped by SIGTERM
+  148  stopped by the filter of system calls
   152  bad configuration: a field, or a file that it names
   153  bad arguments
-148 to 151 and 154 to 157 are Firecracker's, for system calls that the jail
-forbids and for signals; see docs/exit-codes.md.";
+149 to 151 and 154 to 157 are Firecracker's, for signals; see docs/exit-codes.md.";
 
 /// Runs one virtual machine until it ends. The guest's serial console is
 /// standard input and output.
@@ -63,6 +63,11 @@ pub(crate) struct Args {
     /// machine started and when it stopped.
     #[arg(long, value_name = "N")]
     pub(crate) status_fd: Option<u32>,
+
+    /// Do not filter the system calls of vCPU threads, for debugging: a guest that
+    /// breaks out of the engine may then do whatever this process may.
+    #[arg(long)]
+    pub(crate) no_seccomp: bool,
 
     /// Be killed when the thread that started this process ends.
     #[arg(long)]

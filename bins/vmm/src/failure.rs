@@ -14,6 +14,8 @@ pub(crate) mod exit {
     pub(crate) const TRIPLE_FAULT: u8 = 140;
     /// The engine failed.
     pub(crate) const ENGINE: u8 = 141;
+    /// A system call that the filter forbids.
+    pub(crate) const FORBIDDEN_CALL: u8 = 148;
     /// A field of the configuration, or a file that it names.
     pub(crate) const BAD_CONFIGURATION: u8 = 152;
     /// The command line.

@@ -6,11 +6,12 @@
 //! console and nothing else.
 //!
 //! Left to others: what a machine is (`machine`), how guest code runs (engines).
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod args;
 mod engine;
 mod failure;
+mod filter;
 mod status;
 mod surroundings;
 
@@ -29,6 +30,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::args::{Args, Level};
 use crate::failure::{Failure, exit};
+use crate::filter::Filter;
 use crate::status::Status;
 
 /// Bytes of a configuration file.
@@ -92,8 +94,13 @@ fn run(args: &Args, status: &mut Status) -> Result<u8, Failure> {
             .try_clone_to_owned()
             .map_err(host("duplicate standard output"))?,
     };
-    let machine = Machine::build(&blueprint, &hypervisor, stdio)
+    let mut machine = Machine::build(&blueprint, &hypervisor, stdio)
         .map_err(|source| Failure::Build { source })?;
+
+    if !args.no_seccomp {
+        let filter = Filter::for_vcpus().map_err(host("make the filter of system calls"))?;
+        machine.confine_vcpus(Arc::new(move || filter.confine_this_thread()));
+    }
 
     let stopped_by = Arc::new(AtomicI32::new(0));
     let note = stopped_by.clone();

@@ -5,6 +5,7 @@
 //!   pc in the code cache ──▶ note it in the context, continue at the exit thunk
 //!   pc anywhere else ──────▶ whoever handled it before us
 //! timer signal ──▶ request TIMER, close the poll page
+//! SIGSYS ──▶ whoever forbade a system call; its handler must be SA_ONSTACK
 //! ```
 //!
 //! Invariant: while [`Armed`] lives, faults of this thread in its code cache come
@@ -145,7 +146,7 @@ impl Armed {
                 return Err(io::Error::last_os_error());
             }
             libc::sigfillset(&mut blocked);
-            for signal in FAULTS.into_iter().chain([timer_signal()]) {
+            for signal in FAULTS.into_iter().chain([timer_signal(), libc::SIGSYS]) {
                 libc::sigdelset(&mut blocked, signal);
             }
             libc::sigaltstack(&new, &mut outer_stack);
@@ -200,7 +201,9 @@ fn timer_signal() -> i32 {
     libc::SIGRTMIN() + 7
 }
 
-fn install() -> io::Result<()> {
+/// Installs the handlers of this process, once. A thread that runs a vCPU may not be
+/// allowed to do it later.
+pub(crate) fn install() -> io::Result<()> {
     if PREVIOUS.get().is_some() {
         return Ok(());
     }

@@ -127,6 +127,10 @@ impl Hypervisor for SoftHypervisor {
             engine: crate::NAME,
             lacks,
         })?;
+        crate::fault::install().map_err(|source| Error::Host {
+            doing: "install the signal handlers",
+            source,
+        })?;
         let bells: Vec<_> = (0..vcpus).map(|_| Arc::new(Doorbell::new())).collect();
         let chips = Arc::new(Chips::new(bells.clone()));
         let pages = Ram::new(memory.clone()).page_end();

@@ -25,4 +25,4 @@ mod machine;
 
 pub use control::{Outcome, StopHandle};
 pub use error::Error;
-pub use machine::{Ended, Machine, Running, Stdio};
+pub use machine::{Confine, Ended, Machine, Running, Stdio};

@@ -32,6 +32,9 @@ pub struct Stdio {
     pub output: OwnedFd,
 }
 
+/// What a vCPU's thread does to itself before it runs guest code.
+pub type Confine = Arc<dyn Fn() -> std::io::Result<()> + Send + Sync>;
+
 /// A machine with everything in place that has not run yet.
 pub struct Machine<P: Partition> {
     partition: P,
@@ -40,6 +43,7 @@ pub struct Machine<P: Partition> {
     devices: Devices,
     event_loop: EventLoop,
     control: Arc<Control>,
+    confine: Option<Confine>,
     /// Engines and devices hold clones; this one outlives them all.
     ram: GuestRam,
 }
@@ -71,6 +75,7 @@ impl<P: Partition> Machine<P> {
             devices,
             event_loop,
             control,
+            confine: None,
             ram,
         })
     }
@@ -78,6 +83,12 @@ impl<P: Partition> Machine<P> {
     /// Stops the machine from any thread, also before it started.
     pub fn stop_handle(&self) -> StopHandle {
         StopHandle::new(self.control.clone())
+    }
+
+    /// Has each vCPU's thread call `confine` before it runs guest code: to give up what
+    /// that needs no longer. A thread that cannot does not run, and ends the machine.
+    pub fn confine_vcpus(&mut self, confine: Confine) {
+        self.confine = Some(confine);
     }
 
     /// Starts one thread per vCPU.
@@ -105,10 +116,17 @@ impl<P: Partition> Machine<P> {
         };
         for (index, vcpu) in (0..).zip(vcpus) {
             let (io, control) = (io.clone(), running.control.clone());
+            let confine = self.confine.clone();
             // A failure drops `running`, which ends the threads made so far.
             let thread = std::thread::Builder::new()
                 .name(format!("vcpu{index}"))
-                .spawn(move || run_vcpu(index, vcpu, &io, &control))
+                .spawn(move || {
+                    if let Some(Err(source)) = confine.map(|confine| confine()) {
+                        let doing = "confine a vCPU thread";
+                        return control.end(Err(Error::Host { doing, source }));
+                    }
+                    run_vcpu(index, vcpu, &io, &control);
+                })
                 .map_err(|source| Error::Host {
                     doing: "start a vCPU thread",
                     source,

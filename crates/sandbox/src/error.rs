@@ -129,6 +129,12 @@ pub enum Error {
         /// Its name.
         name: &'static str,
     },
+    /// The monitor made a system call that its own filter forbids.
+    #[error("the monitor was killed by its system call filter (SIGSYS): {message}")]
+    VmmForbidden {
+        /// What it said of it, in one line.
+        message: String,
+    },
     /// The guest's kernel gave up.
     #[error("guest kernel panicked: {line}")]
     GuestPanicked {
@@ -232,6 +238,9 @@ impl Error {
             Self::VmmFailed { .. } => "see kombi doctor, or run again with -v",
             Self::VmmKilled { signal: 9, .. } => {
                 "someone killed it, or the host is out of memory: see the kernel log"
+            }
+            Self::VmmForbidden { .. } => {
+                "please report it: a guest broke out of the engine, or kombi-vmm needs a call that is not on its list"
             }
             Self::VmmKilled { .. } | Self::TripleFault { .. } | Self::EndedEarly { .. } => {
                 "run again with -v to see the console and the monitor's log"

@@ -430,6 +430,11 @@ fn why_it_ended(vmm: &VmmProcess, stage: Stage) -> Error {
             what: "it hung up before the command's end",
         };
     }
+    if vmm.forbidden_call() {
+        return Error::VmmForbidden {
+            message: vmm.own_words(),
+        };
+    }
     if let Some(signal) = vmm.killed_by() {
         return Error::VmmKilled {
             signal,

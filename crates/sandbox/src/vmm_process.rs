@@ -28,6 +28,10 @@ use crate::console::{Tail, printable};
 
 /// Bytes of one status line; a longer one is none.
 const STATUS_LINE_BYTES_MAX: usize = 64 << 10;
+/// kombi-vmm's exit code for a system call that its filter forbids (docs/exit-codes.md).
+const EXIT_FORBIDDEN_CALL: i32 = 148;
+/// Where the filter cannot say more (signal(7), x86-64).
+const SIGSYS: i32 = 31;
 /// Bytes read at once.
 const READ_BYTES: usize = 4 << 10;
 
@@ -261,6 +265,13 @@ impl VmmProcess {
                 Some(exit) => format!("kombi-vmm ended with {exit} and without a word"),
                 None => "kombi-vmm said nothing".to_owned(),
             })
+    }
+
+    /// Whether it made a system call that its filter forbids.
+    pub(crate) fn forbidden_call(&self) -> bool {
+        self.exit.is_some_and(|exit| {
+            exit.code() == Some(EXIT_FORBIDDEN_CALL) || exit.signal() == Some(SIGSYS)
+        })
     }
 
     /// The signal that killed it.

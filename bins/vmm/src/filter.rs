@@ -1,0 +1,321 @@
+//! The system calls that a vCPU's thread may make: what is left to a guest that
+//! found its way out of the engine. docs/engine-security.md says what stands before.
+//!
+//! Invariant: a call that is not listed is not done. Its thread gets SIGSYS and the
+//! process ends with [`exit::FORBIDDEN_CALL`], naming the call; by SIGSYS itself where
+//! the handler cannot run.
+//!
+//! Left to others: that the thread confines itself before it runs guest code
+//! (`machine`), that SIGSYS is not blocked in it (`hv_soft`).
+#![allow(unsafe_code)] // a signal handler with a stack of its own
+
+use std::io;
+use std::sync::Arc;
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
+};
+
+use crate::failure::exit;
+
+/// Calls that the engine, the devices and the allocator make with any arguments.
+const ANY: &[i64] = &[
+    // memory: the allocator, the code cache's pages, the end of the thread
+    libc::SYS_brk,
+    libc::SYS_madvise,
+    libc::SYS_mremap,
+    libc::SYS_munmap,
+    // other threads, and waiting
+    libc::SYS_futex,
+    libc::SYS_sched_yield,
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_nanosleep,
+    libc::SYS_restart_syscall,
+    libc::SYS_membarrier,
+    // the engine's signals and timer
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sigaltstack,
+    libc::SYS_timer_create,
+    libc::SYS_timer_settime,
+    libc::SYS_timer_delete,
+    libc::SYS_getpid,
+    libc::SYS_gettid,
+    // open files: disks, the console, wake-ups
+    libc::SYS_read,
+    libc::SYS_readv,
+    libc::SYS_write,
+    libc::SYS_writev,
+    libc::SYS_pread64,
+    libc::SYS_preadv,
+    libc::SYS_pwrite64,
+    libc::SYS_pwritev,
+    libc::SYS_fdatasync,
+    libc::SYS_fallocate,
+    libc::SYS_poll,
+    libc::SYS_ppoll,
+    libc::SYS_timerfd_settime,
+    libc::SYS_close,
+    libc::SYS_getrandom,
+    // open sockets: vsock
+    libc::SYS_connect,
+    libc::SYS_sendto,
+    libc::SYS_recvfrom,
+    libc::SYS_sendmsg,
+    libc::SYS_recvmsg,
+    libc::SYS_shutdown,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_wait,
+    libc::SYS_epoll_pwait,
+    libc::SYS_accept4,
+    // the end
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+];
+
+/// Calls that fail rather than end the process: libraries make them and go on
+/// without (glibc reads /proc/sys/vm/overcommit_memory when an arena shrinks, a panic
+/// looks for its program's symbols).
+const REFUSED: &[i64] = &[
+    libc::SYS_openat,
+    libc::SYS_open,
+    libc::SYS_readlink,
+    libc::SYS_stat,
+    libc::SYS_newfstatat,
+    libc::SYS_statx,
+    libc::SYS_getcwd,
+    libc::SYS_ioctl,
+];
+
+const ARCH_SET_GS: u64 = 0x1001;
+const ARCH_GET_GS: u64 = 0x1004;
+
+/// Two programs for the kernel: of those that speak, the stricter counts.
+#[derive(Clone)]
+pub(crate) struct Filter {
+    programs: Arc<[BpfProgram; 2]>,
+}
+
+impl Filter {
+    /// The filter for threads that run vCPUs, and the handler that says what it
+    /// forbade.
+    ///
+    /// # Errors
+    /// The host's; what the list itself has wrong.
+    pub(crate) fn for_vcpus() -> io::Result<Self> {
+        install_handler()?;
+        let bad = |error: seccompiler::BackendError| io::Error::other(error.to_string());
+        let allowed = allowed().map_err(bad)?;
+        let refused = REFUSED.iter().map(|call| (*call, Vec::new())).collect();
+        let compile = |rules, otherwise, matching| {
+            SeccompFilter::new(rules, otherwise, matching, TargetArch::x86_64)
+                .and_then(BpfProgram::try_from)
+        };
+        let programs = [
+            compile(
+                refused,
+                SeccompAction::Allow,
+                SeccompAction::Errno(libc::EACCES as u32),
+            ),
+            compile(allowed, SeccompAction::Trap, SeccompAction::Allow),
+        ];
+        let [first, second] = programs;
+        Ok(Self {
+            programs: Arc::new([first.map_err(bad)?, second.map_err(bad)?]),
+        })
+    }
+
+    /// Confines the calling thread for the rest of its life.
+    ///
+    /// # Errors
+    /// The host's: its kernel may have no seccomp.
+    pub(crate) fn confine_this_thread(&self) -> io::Result<()> {
+        for program in self.programs.iter() {
+            seccompiler::apply_filter(program)
+                .map_err(|error| io::Error::other(error.to_string()))?;
+        }
+        Ok(())
+    }
+}
+
+type Rules = std::collections::BTreeMap<i64, Vec<SeccompRule>>;
+
+fn allowed() -> Result<Rules, seccompiler::BackendError> {
+    let mut rules: Rules = ANY
+        .iter()
+        .chain(REFUSED)
+        .map(|call| (*call, Vec::new()))
+        .collect();
+    let mut only = |call, argument, operator: SeccompCmpOp, values: &[u64]| {
+        let of_it = values
+            .iter()
+            .map(|value| {
+                let condition = SeccompCondition::new(
+                    argument,
+                    SeccompCmpArgLen::Dword,
+                    operator.clone(),
+                    *value,
+                )?;
+                SeccompRule::new(vec![condition])
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        rules.insert(call, of_it);
+        Ok::<_, seccompiler::BackendError>(())
+    };
+    // Nothing new becomes executable.
+    let no_exec = SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64);
+    only(libc::SYS_mmap, 2, no_exec.clone(), &[0])?;
+    only(libc::SYS_mprotect, 2, no_exec, &[0])?;
+    only(
+        libc::SYS_arch_prctl,
+        0,
+        SeccompCmpOp::Eq,
+        &[ARCH_SET_GS, ARCH_GET_GS],
+    )?;
+    // std looks whether a descriptor is open before it closes it, in debug builds.
+    only(
+        libc::SYS_fcntl,
+        1,
+        SeccompCmpOp::Eq,
+        &[libc::F_GETFD as u64, libc::F_GETFL as u64],
+    )?;
+    // vsock's connections to the host's sockets
+    only(
+        libc::SYS_socket,
+        0,
+        SeccompCmpOp::Eq,
+        &[libc::AF_UNIX as u64],
+    )?;
+    // A fault that is nobody's ends the process by its own name.
+    let faults = [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL];
+    only(
+        libc::SYS_rt_sigaction,
+        0,
+        SeccompCmpOp::Eq,
+        &faults.map(|signal| signal as u64),
+    )?;
+    // abort() and panics signal their own process only.
+    only(
+        libc::SYS_tgkill,
+        0,
+        SeccompCmpOp::Eq,
+        &[u64::from(std::process::id())],
+    )?;
+    Ok(rules)
+}
+
+fn install_handler() -> io::Result<()> {
+    // SAFETY: the handler has the signature that SA_SIGINFO asks for, is
+    // async-signal-safe and never returns. It runs on a signal stack: a thread that
+    // executes guest code has the guest's stack pointer.
+    let result = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = on_forbidden_call as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+        libc::sigfillset(&mut action.sa_mask);
+        libc::sigaction(libc::SIGSYS, &action, std::ptr::null_mut())
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Says which call it was and ends the process. Async-signal-safe.
+extern "C" fn on_forbidden_call(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    /// Of `si_syscall` in `siginfo_t` (Linux, include/uapi/asm-generic/siginfo.h):
+    /// behind three numbers, padding and an address.
+    const NUMBER_AT: usize = 24;
+    /// `si_code` of a signal from a filter.
+    const SYS_SECCOMP: i32 = 1;
+    // SAFETY: the kernel passes a whole siginfo_t of 128 bytes.
+    let (number, code) = unsafe {
+        let number = info.cast::<u8>().add(NUMBER_AT).cast::<i32>().read();
+        (number, (*info).si_code)
+    };
+    let mut forbidden =
+        *b"kombi-vmm: error: system call ..... is forbidden to threads that run guest code\n";
+    write_number(&mut forbidden[30..35], number);
+    let line: &[u8] = if code == SYS_SECCOMP {
+        &forbidden
+    } else {
+        b"kombi-vmm: error: another process sent SIGSYS\n"
+    };
+    // SAFETY: `line` is a whole buffer; _exit ends the process without running
+    // anything of it.
+    unsafe {
+        libc::write(2, line.as_ptr().cast(), line.len());
+        libc::_exit(exit::FORBIDDEN_CALL.into())
+    }
+}
+
+/// Decimal, right-aligned among dots that become spaces.
+fn write_number(into: &mut [u8], number: i32) {
+    let mut left = number.unsigned_abs();
+    for (i, byte) in into.iter_mut().rev().enumerate() {
+        *byte = if left != 0 || i == 0 {
+            b'0' + (left % 10) as u8
+        } else {
+            b' '
+        };
+        left /= 10;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_written_right_aligned() {
+        for (number, wanted) in [(0, "    0"), (59, "   59"), (12345, "12345")] {
+            let mut text = *b".....";
+            write_number(&mut text, number);
+            assert_eq!(std::str::from_utf8(&text).unwrap(), wanted);
+        }
+    }
+
+    #[test]
+    fn a_forbidden_call_ends_the_process_and_is_named() {
+        const CHILD: &str = "KOMBI_TEST_FORBIDDEN_CALL";
+        if std::env::var_os(CHILD).is_some() {
+            let filter = Filter::for_vcpus().unwrap();
+            let _ = std::thread::spawn(move || {
+                filter.confine_this_thread().unwrap();
+                rustix::process::getppid()
+            })
+            .join();
+            unreachable!("the call was made");
+        }
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "filter::tests::a_forbidden_call_ends_the_process_and_is_named",
+                "--nocapture",
+            ])
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        assert_eq!(child.status.code(), Some(148), "{child:?}");
+        let words = String::from_utf8_lossy(&child.stderr);
+        let wanted = format!("system call {:5} is forbidden", libc::SYS_getppid);
+        assert!(words.contains(&wanted), "{words}");
+    }
+
+    #[test]
+    fn a_refused_call_fails_and_a_listed_one_works_in_a_confined_thread() {
+        let filter = Filter::for_vcpus().unwrap();
+        let outcome = std::thread::spawn(move || {
+            filter.confine_this_thread().unwrap();
+            let opened = std::fs::File::open("/proc/self/status");
+            let boxed = vec![0_u8; 8 << 20];
+            (opened.map_err(|error| error.kind()).err(), boxed.len())
+        });
+        let (opened, len) = outcome.join().unwrap();
+        assert_eq!(opened, Some(io::ErrorKind::PermissionDenied));
+        assert_eq!(len, 8 << 20);
+    }
+}

@@ -144,6 +144,13 @@ impl Machine {
         machine
     }
 
+    /// Everything as [`Machine::new`] has it: memory up to 2 MiB, and the CPU.
+    pub(crate) fn reset(&mut self) {
+        self.put(0, &vec![0; 2 << 20]);
+        self.lay_out();
+        self.vcpu.set_state(&state()).unwrap();
+    }
+
     fn lay_out(&mut self) {
         self.put_word(TABLES, TABLES + 0x1007);
         self.put_word(TABLES + 0x1000, TABLES + 0x2007);

@@ -364,7 +364,7 @@ fn page_tables_may_hold_anything_and_lie_anywhere() {
                 DEVICE_PA,
                 0xff_f000,
                 0x100_0000,
-                u64::MAX & !0xfff & ((1 << 46) - 1),
+                !0xfff & ((1 << 46) - 1),
             ]);
             hostile.machine.change(|state| state.cr3 = root);
         }
@@ -492,7 +492,7 @@ fn interrupt_controllers_take_accesses_of_every_width_anywhere() {
         let mut code = b"\xfb".to_vec();
         for _ in 0..24 {
             code.push(0xbe); // mov esi
-            let at = 0x18_0000 + random.below(0x2000) as u32 & !(random.below(2) as u32 * 15);
+            let at = (0x18_0000 + random.below(0x2000) as u32) & !(random.below(2) as u32 * 15);
             code.extend_from_slice(&at.to_le_bytes());
             code.extend_from_slice(b"\x89\xf7\xb8"); // mov edi, esi; mov eax
             code.extend_from_slice(&(random.bits() as u32).to_le_bytes());

@@ -95,6 +95,8 @@ pub(crate) struct Cpu {
     pub(crate) observer: Option<Observer>,
     /// Translations made before.
     pub(crate) kept: Option<Arc<Translations>>,
+    /// Writes them, when the guest rests.
+    pub(crate) saver: Option<crate::recall::Saver>,
     pub(crate) peers: Arc<Peers>,
     /// Counts what was done for other vCPUs: blocks and write tags may have gone.
     pub(crate) serves: u64,

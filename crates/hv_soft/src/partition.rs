@@ -21,6 +21,7 @@ use crate::mmu::spaces::Spaces;
 use crate::mmu::tlb::{self, Fills, PageSet};
 use crate::msr::PLAIN;
 use crate::peers::Peers;
+use crate::recall::Saver;
 use crate::stats::EngineStats;
 use crate::stepping::Stepping;
 use crate::translate::Translating;
@@ -136,6 +137,7 @@ impl Hypervisor for SoftHypervisor {
         let pages = Ram::new(memory.clone()).page_end();
         let peers = Arc::new(Peers::new(&bells, pages));
         let clock = Clock::new();
+        let saver = self.kept.as_ref().and_then(Saver::start);
         let mut cpus = Vec::new();
         for (id, bell) in bells.into_iter().enumerate() {
             let ram = Ram::new(memory.clone());
@@ -143,6 +145,7 @@ impl Hypervisor for SoftHypervisor {
             let mut cpu = new_cpu(id as u32, ram, shared, clock, self.options)?;
             cpu.observer = self.observer;
             cpu.kept.clone_from(&self.kept);
+            cpu.saver.clone_from(&saver);
             cpus.push(Some(SoftVcpu::new(Box::new(cpu), bell)));
         }
         Ok(SoftPartition { cpus, chips })
@@ -216,6 +219,7 @@ fn new_cpu(
         // As after RESET: the first vCPU runs, though nothing boots in real mode here
         // (see `set_state`); the others wait for it.
         phase: if id == 0 { Phase::Early } else { Phase::Waits },
+        saver: None,
     })
 }
 

@@ -6,6 +6,7 @@
 //! Left to others: keeping them (`translations`).
 
 use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
 
 use translations::{Key, Translations};
 use translator::block::{GuestCode, Refused, Request};
@@ -93,11 +94,37 @@ impl Cpu {
             return;
         };
         kept.release();
-        let save = move || save(&kept);
-        // Without a thread they are saved at the machine's end.
-        let _ = std::thread::Builder::new()
+        if let Some(saver) = &self.saver {
+            saver.ask();
+        }
+    }
+}
+
+/// Who writes translations to disk: a thread of its own, there before any vCPU runs,
+/// as a vCPU's thread may be forbidden to start threads and to open files.
+#[derive(Clone)]
+pub(crate) struct Saver(Sender<()>);
+
+impl Saver {
+    /// Starts it; it ends with its last clone. `None` without a thread: translations
+    /// are saved at the machine's end then.
+    pub(crate) fn start(kept: &Arc<Translations>) -> Option<Self> {
+        let (ask, asked) = channel();
+        let kept = Arc::clone(kept);
+        std::thread::Builder::new()
             .name("translations".into())
-            .spawn(save);
+            .spawn(move || {
+                while asked.recv().is_ok() {
+                    save(&kept);
+                }
+            })
+            .ok()?;
+        Some(Self(ask))
+    }
+
+    fn ask(&self) {
+        // It is gone only if it panicked.
+        let _ = self.0.send(());
     }
 }
 

@@ -335,6 +335,15 @@ impl Blocks {
         }
     }
 
+    /// Live records whose guest code holds linear address `va`.
+    pub(crate) fn covering(&self, va: u64) -> Vec<Id> {
+        let covers = |record: &Record| {
+            record.live() && va.wrapping_sub(record.va) < u64::from(record.guest_len)
+        };
+        let found = self.records.iter().enumerate().filter(|(_, r)| covers(r));
+        found.map(|(id, _)| id as Id).collect()
+    }
+
     /// Takes a page's records out of its lists; the page holds no code any more.
     pub(crate) fn take_page(&mut self, page: u32) -> Vec<Id> {
         let mut ids = self.seconds.remove(&page).unwrap_or_default();

@@ -18,6 +18,7 @@ use crate::apic::Chips;
 use crate::apic::local::LocalApic;
 use crate::blocks::Blocks;
 use crate::clock::Clock;
+use crate::debug::Breakpoints;
 use crate::decoded::Decoded;
 use crate::enter::{ContextBox, Fpu, Stay};
 use crate::exceptions::{Fault, GP};
@@ -88,6 +89,7 @@ pub(crate) struct Cpu {
     /// RFLAGS.RF: no instruction breakpoint before the next instruction ends.
     pub(crate) resume: bool,
     pub(crate) stepping: Stepping,
+    pub(crate) breakpoints: Breakpoints,
     pub(crate) nmi_pending: bool,
     pub(crate) nmi_blocked: bool,
     pub(crate) stats: EngineStats,

@@ -119,7 +119,9 @@ impl Cpu {
             id = self.with_second(id, key, second.pa)?;
         }
         let code = self.blocks.buf.address(self.blocks.record(id).indirect());
-        self.fill_jump(rip, code, global);
+        if !self.breakpoints.stops_at(rip) {
+            self.fill_jump(rip, code, global);
+        }
         self.context.scratch[0] = rip;
         Ok(code)
     }
@@ -190,12 +192,7 @@ impl Run<'_> {
                     Err(stop) => return self.stopped(stop),
                 }
             }
-            let begun = if self.begin_step() {
-                self.step_block()
-            } else {
-                self.look()
-            };
-            let mut next = begun.map(Next::Resume);
+            let mut next = self.begin();
             loop {
                 match next {
                     Ok(Next::Resume(at)) => {
@@ -214,6 +211,22 @@ impl Run<'_> {
                 }
             }
         }
+    }
+
+    /// What is next at RIP.
+    #[inline]
+    fn begin(&mut self) -> Result<Next, Fault> {
+        let at = if !self.begin_step()? {
+            self.look()?
+        } else {
+            if self.checks_alignment() {
+                let rip = self.context.rip;
+                let ins = self.fetch(rip)?;
+                self.check_alignment(&ins)?;
+            }
+            self.step_block()?
+        };
+        Ok(Next::Resume(at))
     }
 
     #[inline]
@@ -239,7 +252,8 @@ impl Run<'_> {
             // The lookup comes first: it replaces the entry that missed. Without it
             // an interrupt that has to wait would make us enter that one for ever.
             let at = self.look_slowly()?;
-            let next = if self.context.pending == 0 {
+            let stops = self.breakpoints.stops_at(self.context.rip);
+            let next = if self.context.pending == 0 && !stops {
                 Next::Resume(at)
             } else {
                 Next::Look
@@ -357,6 +371,9 @@ impl Run<'_> {
             mode: self.mode(),
             kind: Kind::Grouped,
         };
+        if self.breakpoints.stops_at(key.va) {
+            return Ok(Next::Look);
+        }
         let generation = self.blocks.generation;
         let id = self.block(key)?;
         let target = self.blocks.record(id);
@@ -397,6 +414,11 @@ impl Run<'_> {
                 return Err(fault.on_stack(stack));
             }
         };
+        if self.breakpoints.watches_page(va) {
+            let size = usize::from(missed.size);
+            self.breakpoints.accessed(va, size, missed.write);
+            return self.slow_access(record, missed, stay);
+        }
         if let Place::Memory(_) = place
             && (!missed.stack || self.fill_stack_slot(va))
             && self.blocks.record(missed.id).live()

@@ -6,6 +6,7 @@
 use translator::context::Mode;
 use x86::control::{efer, vector};
 use x86::descriptor::{self, Descriptor, Gate};
+use x86::paging;
 use x86::registers::{RSP, rflags};
 use x86::state::{Segment, VcpuState};
 
@@ -79,6 +80,8 @@ impl Cpu {
                 }
                 Fault::Engine(why) => return Raised::Engine(why),
             };
+            // What an instruction accessed that did not complete does not count.
+            self.breakpoints.hit = 0;
             let (vector, code) = match before {
                 Some(vector::DF) => return Raised::TripleFault,
                 Some(first) if makes_double_fault(first, vector) => (vector::DF, Some(0)),
@@ -151,6 +154,9 @@ impl Cpu {
         if gate.selector() & !3 == 0 {
             return Err(Fault::Exception(vector::GP, Some(external)));
         }
+        if !paging::is_canonical(gate.offset()) {
+            return Err(Fault::Exception(vector::GP, Some(external)));
+        }
         let Some(code_descriptor) = self.descriptor(gate.selector())? else {
             return bad_code(vector::GP);
         };
@@ -173,13 +179,8 @@ impl Cpu {
         let old_rsp = self.context.gpr[RSP];
         let base = match gate.ist() {
             0 if cpl == self.regs.cpl => old_rsp,
-            0 => self.load_system(self.regs.tr.base.wrapping_add(4 + 8 * u64::from(cpl)))?,
-            ist => self.load_system(
-                self.regs
-                    .tr
-                    .base
-                    .wrapping_add(0x24 + 8 * u64::from(ist - 1)),
-            )?,
+            0 => self.stack_of_task(4 + 8 * u64::from(cpl), external)?,
+            ist => self.stack_of_task(0x24 + 8 * u64::from(ist - 1), external)?,
         };
         let rsp = base & !15;
         let flags = self.rflags();
@@ -207,7 +208,11 @@ impl Cpu {
             (_, 0) => Mode::Kernel,
             (_, _) => Mode::KernelUserAccess,
         };
-        self.write_memory(rsp, frame, mode)?;
+        self.write_memory(rsp, frame, mode)
+            .map_err(|fault| match fault {
+                GP => Fault::Exception(vector::SS, Some(external)),
+                other => other,
+            })?;
 
         self.context.gpr[RSP] = rsp;
         self.context.rip = gate.offset();
@@ -228,6 +233,16 @@ impl Cpu {
         self.resume = false;
         self.delivered();
         Ok(())
+    }
+
+    /// A stack pointer in the task state segment.
+    fn stack_of_task(&mut self, offset: u64, external: u32) -> Result<u64, Fault> {
+        let task = self.regs.tr;
+        if offset + 7 > u64::from(task.limit) {
+            let code = u32::from(task.selector & !3) | external;
+            return Err(Fault::Exception(vector::TS, Some(code)));
+        }
+        self.load_system(task.base.wrapping_add(offset))
     }
 
     /// The code, data or system descriptor of a selector, if its table has one.

@@ -14,9 +14,8 @@
 //! back), `fault` (signal handlers) and `guest_ram` (raw guest memory), each behind
 //! a safe interface; every other module forbids it.
 //!
-//! What is not enforced: CR0.TS and CR0.EM before x87 and SSE instructions, alignment
-//! checks (RFLAGS.AC) and hardware breakpoints. 32-bit code does not run: a far
-//! transfer to it raises #GP.
+//! What is not enforced: CR0.TS and CR0.EM before x87 and SSE instructions. 32-bit code
+//! does not run: a far transfer to it raises #GP.
 //!
 //! What a device writes into translated code is seen at the next exit from translated
 //! code, interrupts included; a guest that polls for the device without any exit runs
@@ -29,12 +28,14 @@
 //! Left to others: devices, boot, threads (`machine`).
 #![deny(unsafe_code)]
 
+mod alignment;
 mod apic;
 mod blocks;
 mod clock;
 mod codebuf;
 mod cpu;
 mod cpuid;
+mod debug;
 mod decoded;
 mod dispatch;
 mod doorbell;

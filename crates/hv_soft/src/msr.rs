@@ -24,15 +24,24 @@ pub(crate) const PLAIN: [(u32, u64); 9] = [
 ];
 
 /// Registers that read as a constant and ignore what is written.
-const CONSTANT: [(u32, u64); 5] = [
+const CONSTANT: [(u32, u64); 6] = [
     // RDCL_NO: no hardware walks the guest's page tables, so that its kernel need
     // not hide from its own processes (PTI, which doubles loads of CR3).
     (msr::ARCH_CAPABILITIES, 1),
+    (msr::DEBUGCTL, 0),
     (msr::PLATFORM_ID, 0),
     (msr::PLATFORM_INFO, 0),
     (msr::MTRR_CAP, 0),
     (msr::MICROCODE_UPDATE, 0),
 ];
+
+/// Eight memory types: uncacheable, write-combining, write-through, write-protected,
+/// write-back, uncached (SDM vol. 3, table 12-10).
+fn is_memory_types(pat: u64) -> bool {
+    pat.to_le_bytes()
+        .iter()
+        .all(|kind| matches!(kind, 0 | 1 | 4..=7))
+}
 
 const EFER_KNOWN: u64 = efer::SCE | efer::LME | efer::LMA | efer::NXE;
 
@@ -109,11 +118,18 @@ impl Cpu {
             msr::STAR => self.regs.star = value,
             msr::LSTAR => self.regs.lstar = address(value)?,
             msr::CSTAR => self.regs.cstar = address(value)?,
-            msr::FMASK => self.regs.fmask = value & 0xffff_ffff,
+            msr::FMASK | msr::TSC_AUX if value >> 32 != 0 => return Err(GP),
+            msr::FMASK => self.regs.fmask = value,
             msr::FS_BASE => self.context.fs_base = address(value)?,
             msr::GS_BASE => self.context.gs_base = address(value)?,
             msr::KERNEL_GS_BASE => self.context.kernel_gs_base = address(value)?,
-            msr::TSC_AUX => self.regs.tsc_aux = value & 0xffff_ffff,
+            msr::TSC_AUX => self.regs.tsc_aux = value,
+            // No branch records, no steps by branches: nothing to switch on.
+            msr::DEBUGCTL if value != 0 => return Err(GP),
+            msr::PAT if !is_memory_types(value) => return Err(GP),
+            msr::SYSENTER_ESP | msr::SYSENTER_EIP if !paging::is_canonical(value) => {
+                return Err(GP);
+            }
             msr::KVM_SYSTEM_TIME => {
                 self.regs.kvm_system_time = value;
                 if value & 1 != 0 {

@@ -13,6 +13,7 @@ use crate::blocks::Blocks;
 use crate::clock::Clock;
 use crate::codebuf::CodeBuf;
 use crate::cpu::{Cpu, Phase, Registers};
+use crate::debug::Breakpoints;
 use crate::decoded::Decoded;
 use crate::doorbell::Doorbell;
 use crate::enter::{ContextBox, Fpu, exit_thunk};
@@ -208,6 +209,7 @@ fn new_cpu(
         halted: false,
         resume: false,
         stepping: Stepping::default(),
+        breakpoints: Breakpoints::default(),
         nmi_pending: false,
         nmi_blocked: false,
         stats: EngineStats::default(),

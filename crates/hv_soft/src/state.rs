@@ -119,6 +119,8 @@ impl Cpu {
         self.nmi_pending = state.events.nmi_pending;
         self.nmi_blocked = false;
         self.flush_all();
+        self.breakpoints.hit = 0;
+        self.rearm();
         Ok(())
     }
 

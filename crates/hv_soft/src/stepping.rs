@@ -17,16 +17,8 @@ use crate::exceptions::Fault;
 /// An address that no instruction has.
 const NOWHERE: u64 = 1 << 63;
 
-/// DR6 bits.
-pub(crate) mod dr6 {
-    /// A single step.
-    pub(crate) const BS: u64 = 1 << 14;
-    /// Breakpoints 0 to 3.
-    pub(crate) const BREAKPOINTS: u64 = 0xf;
-}
-
-/// DR7: any access to a debug register is a debug exception.
-const DR7_GD: u64 = 1 << 13;
+/// DR6: a single step.
+const DR6_BS: u64 = 1 << 14;
 
 /// What the end of the present instruction brings.
 #[derive(Clone, Copy, Debug, Default)]
@@ -38,24 +30,32 @@ pub(crate) struct Stepping {
 
 impl Cpu {
     /// Before an instruction: whether it must be executed on its own.
+    ///
+    /// # Errors
+    /// The debug exception of a breakpoint at RIP.
     #[inline]
-    pub(crate) fn begin_step(&mut self) -> bool {
+    pub(crate) fn begin_step(&mut self) -> Result<bool, Fault> {
         let trap = self.context.rflags_high & rflags::TF != 0;
         self.stepping.single_step = trap;
-        let alone = trap || (self.shadowed() && self.context.pending != 0);
-        // Read by what comes before the instruction, and by its breakpoint.
-        self.resume = false;
+        let breakpoint = self.breakpoints.at(self.context.rip);
+        let resumed = std::mem::take(&mut self.resume);
+        if breakpoint != 0 && !resumed && !self.held_back() {
+            self.stepping.single_step = false;
+            return Err(Fault::Debug(breakpoint));
+        }
+        let shadowed = self.shadowed() && (self.context.pending | self.breakpoints.hit) != 0;
+        let alone = trap || shadowed || breakpoint != 0 || self.checks_alignment();
         if alone {
             self.context.shadow = NOWHERE;
             self.stepping.stack_loaded = false;
         }
-        alone
+        Ok(alone)
     }
 
     /// After an instruction: the debug exception that it ends in.
     #[inline]
     pub(crate) fn trap(&mut self) -> Option<Fault> {
-        if self.stepping.single_step {
+        if self.stepping.single_step || self.breakpoints.hit != 0 {
             self.slow_trap()
         } else {
             None
@@ -64,19 +64,18 @@ impl Cpu {
 
     #[cold]
     fn slow_trap(&mut self) -> Option<Fault> {
-        if self.stepping.stack_loaded && self.shadowed() {
+        if self.held_back() {
             return None;
         }
-        self.stepping.single_step = false;
+        let stepped = std::mem::take(&mut self.stepping.single_step);
+        let hit = std::mem::take(&mut self.breakpoints.hit);
         self.halted = false;
-        Some(Fault::Debug(dr6::BS))
+        Some(Fault::Debug(hit | if stepped { DR6_BS } else { 0 }))
     }
 
-    /// A debug exception is raised.
-    pub(crate) fn note_debug(&mut self, why: u64) {
-        let [_, _, _, _, dr6, dr7] = &mut self.regs.debug;
-        *dr6 = *dr6 & !dr6::BREAKPOINTS | why;
-        *dr7 &= !DR7_GD;
+    /// Whether debug exceptions wait for the instruction behind a load of SS.
+    fn held_back(&self) -> bool {
+        self.stepping.stack_loaded && self.shadowed()
     }
 
     /// A handler was entered: no trap behind what led there.
@@ -89,9 +88,14 @@ impl Cpu {
         self.stepping.single_step = self.context.rflags_high & rflags::TF != 0;
     }
 
-    /// Whether repeated string instructions stop behind each element.
+    /// Whether repeated string instructions go element by element.
     pub(crate) fn steps_elements(&self) -> bool {
-        self.stepping.single_step
+        self.stepping.single_step || self.breakpoints.watches()
+    }
+
+    /// Whether the present instruction ends in a trap, also between its elements.
+    pub(crate) fn will_trap(&self) -> bool {
+        self.stepping.single_step || self.breakpoints.hit != 0
     }
 
     /// Whether RIP is where no interrupt may come.

@@ -33,6 +33,7 @@ pub(crate) struct Fetch<'a> {
     paging: Paging,
     pub(crate) ram: &'a Ram,
     mode: Mode,
+    stops: &'a [u64],
     /// First byte of the block.
     va: u64,
     page: u32,
@@ -79,6 +80,10 @@ impl Fetch<'_> {
 }
 
 impl GuestCode for Fetch<'_> {
+    fn stops(&self) -> &[u64] {
+        self.stops
+    }
+
     fn tail(&self, va: u64) -> Option<&[u8]> {
         for slot in &self.copies {
             let (known, copy) = slot.get_or_init(|| (va & !0xfff, self.copy(va)));
@@ -138,6 +143,7 @@ impl Cpu {
             paging: self.paging(),
             ram: &self.ram,
             mode: key.mode,
+            stops: self.breakpoints.stops(),
             va: key.va,
             page: key.page,
             copies: Default::default(),

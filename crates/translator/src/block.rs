@@ -73,6 +73,12 @@ pub trait GuestCode {
     /// The bytes from `va` to the end of its page, if it may be executed in the
     /// request's mode. Touches no guest-visible state but accessed bits.
     fn tail(&self, va: u64) -> Option<&[u8]>;
+
+    /// Addresses that a block may start at but not run past, nor be entered at by a
+    /// jump of its own: breakpoints. Blocks translated with any are not for others.
+    fn stops(&self) -> &[u64] {
+        &[]
+    }
 }
 
 /// Why there is no translation.

@@ -91,6 +91,7 @@ pub(crate) fn decode(
         Kind::Grouped | Kind::PerAccess => STEPS_MAX,
     };
     let mut decoder = Decoder::with_ip(64, tail, request.va, DECODER_OPTIONS);
+    let stops = guest.stops();
     let mut jumps = 0;
     let mut at = 0;
     while steps.len() < most && decoder.can_decode() {
@@ -102,6 +103,10 @@ pub(crate) fn decode(
             if steps.is_empty() {
                 return decode_across(request, guest, tail, steps);
             }
+            break;
+        }
+        if at != 0 && !stops.is_empty() && stops.contains(&step.ins.ip()) {
+            steps.pop();
             break;
         }
         step.at = at;

@@ -81,7 +81,8 @@ impl Translator {
         self.out.exits.clear();
         self.out.cold.clear();
         let next_byte = self.byte_behind(request, guest, &mut block.consulted);
-        self.emit(request, next_byte, block);
+        let stops = guest.stops().contains(&request.va);
+        self.emit(request, next_byte, stops, block);
         std::mem::swap(&mut self.asm.code, &mut block.code);
         std::mem::swap(&mut self.asm.relocations, &mut block.relocations);
         std::mem::swap(&mut self.out.exits, &mut block.exits);
@@ -106,7 +107,7 @@ impl Translator {
         Some(byte)
     }
 
-    fn emit(&mut self, request: &Request, next_byte: Option<u8>, block: &mut Block) {
+    fn emit(&mut self, request: &Request, next_byte: Option<u8>, stops: bool, block: &mut Block) {
         let mut emitter = Emitter {
             asm: &mut self.asm,
             out: &mut self.out,
@@ -126,7 +127,7 @@ impl Translator {
         }
         let entry = emitter.asm.here();
         block.direct_entry = entry as u16;
-        if request.kind == Kind::Grouped && !block.crosses_page {
+        if request.kind == Kind::Grouped && !block.crosses_page && !stops {
             emitter.own_entry = Some(entry);
         }
         if matches!(request.kind, Kind::Grouped | Kind::PerAccess) {

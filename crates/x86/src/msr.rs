@@ -29,6 +29,8 @@ pub const SYSENTER_ESP: u32 = 0x175;
 pub const SYSENTER_EIP: u32 = 0x176;
 /// Miscellaneous enables.
 pub const MISC_ENABLE: u32 = 0x1a0;
+/// Branch records and steps by branches.
+pub const DEBUGCTL: u32 = 0x1d9;
 /// Page attribute table.
 pub const PAT: u32 = 0x277;
 /// Default memory type.

@@ -88,6 +88,8 @@ impl Run<'_> {
             | M::Enter
             | M::Jmp
             | M::Iretq
+            | M::Iretd
+            | M::Iret
             | M::Loop
             | M::Loope
             | M::Loopne

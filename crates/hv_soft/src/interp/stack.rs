@@ -62,7 +62,9 @@ impl Run<'_> {
                 return Ok(Flow::Jumped);
             }
             M::Retf => return self.far_return(ins),
-            M::Iretq => return self.interrupt_return(),
+            M::Iretq => return self.interrupt_return(8),
+            M::Iretd => return self.interrupt_return(4),
+            M::Iret => return self.interrupt_return(2),
             M::Loop | M::Loope | M::Loopne => {
                 let count = self.count(ins).wrapping_sub(1);
                 self.set_count(ins, count);
@@ -171,18 +173,44 @@ impl Run<'_> {
         };
     }
 
-    /// ENTER without nesting, which no 64-bit compiler emits.
+    /// ENTER: pushes RBP and, for nested procedures, the frame pointers of the outer
+    /// ones. It fails where a store to the new top of the stack would.
     fn enter_frame(&mut self, ins: &Instruction) -> Result<(), Fault> {
         let size = width(ins);
-        if ins.immediate8_2nd() & 31 != 0 {
-            return Err(UD);
+        let (before, frame) = (self.context.gpr[RSP], self.context.gpr[RBP]);
+        let result = self.push_frames(frame, size, ins.immediate8_2nd() & 31);
+        let end = self.context.gpr[RSP].wrapping_sub(u64::from(ins.immediate16()));
+        let mode = self.mode();
+        let result = result.and_then(|top| {
+            self.check_write(end, size as u64, mode)
+                .map_err(|fault| fault.on_stack(true))?;
+            Ok(top)
+        });
+        match result {
+            Ok(top) => {
+                self.context.gpr[RSP] = end;
+                self.set_base_pointer(top, size);
+                Ok(())
+            }
+            Err(fault) => {
+                self.context.gpr[RSP] = before;
+                Err(fault)
+            }
         }
-        let frame = self.context.gpr[RBP];
+    }
+
+    fn push_frames(&mut self, frame: u64, size: usize, depth: u8) -> Result<u64, Fault> {
         self.push(frame, size)?;
         let top = self.context.gpr[RSP];
-        self.set_base_pointer(top, size);
-        self.context.gpr[RSP] = top.wrapping_sub(u64::from(ins.immediate16()));
-        Ok(())
+        for level in 1..depth {
+            let at = frame.wrapping_sub(u64::from(level) * size as u64);
+            let outer = self.load(at, size).map_err(|fault| fault.on_stack(true))?;
+            self.push(outer, size)?;
+        }
+        if depth != 0 {
+            self.push(top, size)?;
+        }
+        Ok(top)
     }
 
     /// POPF: IF only changes at CPL <= IOPL, IOPL only at CPL 0.
@@ -286,14 +314,14 @@ impl Run<'_> {
         Ok(Flow::Jumped)
     }
 
-    /// IRETQ (SDM vol. 2A): always pops five words in 64-bit mode.
-    fn interrupt_return(&mut self) -> Result<Flow, Fault> {
+    /// IRET (SDM vol. 2A): always pops five words in 64-bit mode.
+    fn interrupt_return(&mut self, size: usize) -> Result<Flow, Fault> {
         if self.context.rflags_high & rflags::NT != 0 {
             return Err(GP);
         }
         let mut words = [0u64; 5];
         for (i, word) in words.iter_mut().enumerate() {
-            *word = self.stack_load(8 * i as u64, 8)?;
+            *word = self.stack_load((size * i) as u64, size)?;
         }
         let [rip, cs, flags, rsp, ss] = words;
         let (cs, ss) = (cs as u16, ss as u16);
@@ -310,6 +338,9 @@ impl Run<'_> {
             if u64::from(self.regs.cpl) > (old & rflags::IOPL) >> 12 {
                 kept |= rflags::IF;
             }
+        }
+        if size == 2 {
+            kept |= !0xffff;
         }
         self.return_outwards(rpl, ss)?;
         self.regs.segments[VcpuState::CS] = segment;

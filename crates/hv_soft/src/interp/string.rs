@@ -111,7 +111,7 @@ impl Run<'_> {
             if stop {
                 return Ok(Flow::Next);
             }
-            if by_element && count != 1 {
+            if by_element && count != 1 && self.will_trap() {
                 self.resume = true;
                 return Ok(Flow::Jumped);
             }

@@ -229,6 +229,9 @@ impl Run<'_> {
 
     /// MOV to and from control and debug registers.
     pub(super) fn move_control(&mut self, ins: &Instruction) -> Result<Flow, Fault> {
+        if !(0..2).any(|k| exists(ins.op_register(k))) {
+            return Err(UD);
+        }
         self.privileged()?;
         let (to, from) = (ins.op0_register(), ins.op1_register());
         if ins.op0_kind() == OpKind::Register && (to.is_cr() || to.is_dr()) {
@@ -253,11 +256,7 @@ impl Run<'_> {
                     self.context.pending |= u64::from(self.apic.deliverable().is_some());
                 }
                 _ => match debug_index(to) {
-                    // DR6 and DR7 have 32 bits (SDM vol. 3, §17.2).
-                    Some(4 | 5) if value >> 32 != 0 => return Err(GP),
-                    Some(4) => self.regs.debug[4] = value & 0x1_e00f | 0xfffe_0ff0,
-                    Some(5) => self.regs.debug[5] = value & !0xdc00 | 0x400,
-                    Some(index) => self.regs.debug[index] = value,
+                    Some(index) => self.write_debug(index, value)?,
                     None => return Err(UD),
                 },
             }
@@ -270,7 +269,7 @@ impl Run<'_> {
             Register::CR4 => self.regs.cr4,
             Register::CR8 => u64::from(self.apic.tpr() >> 4),
             _ => match debug_index(from) {
-                Some(index) => self.regs.debug[index],
+                Some(index) => self.read_debug(index)?,
                 None => return Err(UD),
             },
         };
@@ -309,6 +308,9 @@ impl Run<'_> {
         let flushing = cr4::PGE | cr4::PSE | cr4::SMEP | cr4::SMAP;
         if changed & (flushing | cr4::PCIDE & !value) != 0 {
             self.flush_all();
+        }
+        if changed & cr4::DE != 0 {
+            self.rearm();
         }
         Ok(())
     }
@@ -412,15 +414,17 @@ impl crate::cpu::Cpu {
     }
 }
 
-/// Index into [`VcpuState::debug`].
+/// Number of a debug register, if there is such a one.
 fn debug_index(register: Register) -> Option<usize> {
-    match register {
-        Register::DR0 => Some(0),
-        Register::DR1 => Some(1),
-        Register::DR2 => Some(2),
-        Register::DR3 => Some(3),
-        Register::DR4 | Register::DR6 => Some(4),
-        Register::DR5 | Register::DR7 => Some(5),
-        _ => None,
-    }
+    let index = register as usize - Register::DR0 as usize;
+    (index < 8).then_some(index)
+}
+
+/// Whether this is a control or debug register that exists.
+fn exists(register: Register) -> bool {
+    let known = matches!(
+        register,
+        Register::CR0 | Register::CR2 | Register::CR3 | Register::CR4 | Register::CR8
+    );
+    known || (register.is_dr() && debug_index(register).is_some())
 }

@@ -64,7 +64,11 @@ impl Cpu {
             return Ok(Place::Device(walked.pa));
         }
         let writable = walked.writable && self.may_write(walked.pa >> 12);
-        self.fill_tlb(va, walked.pa, writable, walked.global, mode);
+        if !self.breakpoints.watches_page(va) {
+            self.fill_tlb(va, walked.pa, writable, walked.global, mode);
+        } else if write {
+            self.written.set(walked.pa >> 12);
+        }
         if write && !writable {
             self.written.set(walked.pa >> 12);
             return Ok(Place::Code(walked.pa));
@@ -149,6 +153,7 @@ impl Run<'_> {
     /// Loads 1, 2, 4 or 8 bytes in the present privilege.
     pub(crate) fn load(&mut self, va: u64, size: usize) -> Result<u64, Fault> {
         let mode = self.mode();
+        self.breakpoints.accessed(va, size, false);
         if (va & 0xfff) as usize + size <= 4096
             && let Place::Memory(pa) = self.place(va, false, mode)?
             && let Some(value) = self.ram.load(pa, size)
@@ -163,6 +168,7 @@ impl Run<'_> {
     /// Stores 1, 2, 4 or 8 bytes in the present privilege.
     pub(crate) fn store(&mut self, va: u64, size: usize, value: u64) -> Result<(), Fault> {
         let mode = self.mode();
+        self.breakpoints.accessed(va, size, true);
         if (va & 0xfff) as usize + size <= 4096
             && let Place::Memory(pa) = self.place(va, true, mode)?
             && self.ram.store(pa, size, value)
@@ -175,6 +181,7 @@ impl Run<'_> {
     /// Reads any number of bytes in the present privilege, devices included.
     pub(crate) fn read_bytes(&mut self, va: u64, into: &mut [u8]) -> Result<(), Fault> {
         let mode = self.mode();
+        self.breakpoints.accessed(va, into.len(), false);
         for (va, piece) in pages_mut(va, into) {
             match self.place(va, false, mode)? {
                 Place::Memory(pa) | Place::Code(pa) => {
@@ -189,6 +196,7 @@ impl Run<'_> {
     /// Writes any number of bytes in the present privilege, devices included.
     pub(crate) fn write_bytes(&mut self, va: u64, from: &[u8]) -> Result<(), Fault> {
         let mode = self.mode();
+        self.breakpoints.accessed(va, from.len(), true);
         self.check_write(va, from.len() as u64, mode)?;
         for (va, piece) in pages(va, from) {
             match self.place(va, true, mode)? {

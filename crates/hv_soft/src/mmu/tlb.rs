@@ -148,6 +148,9 @@ impl Cpu {
 
     /// Puts an entry back that was taken out with its address space.
     pub(super) fn put_page(&mut self, mode: usize, page: u64, host: u64, writable: bool) {
+        if self.breakpoints.watches_page(page) {
+            return;
+        }
         let index = tlb_index(page);
         let number = host.wrapping_sub(self.ram.host(0)) >> 12;
         let writable = writable && self.may_write(number);

@@ -31,6 +31,11 @@ impl Initramfs {
         disk
     }
 
+    /// Adds a program as `/bin/NAME`.
+    pub fn add_program(&mut self, name: &str, content: &[u8]) {
+        self.add(&format!("bin/{name}"), PROGRAM, content, 0);
+    }
+
     /// The finished disk.
     pub fn finish(mut self) -> Vec<u8> {
         self.add("TRAILER!!!", 0, &[], 0);

@@ -157,7 +157,10 @@ impl Cpu {
             first_exit: self.blocks.next_exit(),
             thunks: self.blocks.thunks,
         };
-        let result = translating.obtain(self.kept.as_deref(), &request, &fetch);
+        // What is cut for a breakpoint is nobody else's.
+        let cut = fetch.stops.iter().any(|va| (va ^ key.va) & !0xfff == 0);
+        let kept = self.kept.as_deref().filter(|_| !cut);
+        let result = translating.obtain(kept, &request, &fetch);
         let Fetch { copies, pool, .. } = fetch;
         let copies = copies.map(OnceCell::into_inner);
         let id = match result {

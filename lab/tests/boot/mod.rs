@@ -34,6 +34,8 @@ pub(crate) struct Boot {
     pub(crate) vcpus: u8,
     pub(crate) rest: serde_json::Value,
     pub(crate) engine: SoftHypervisor,
+    /// Programs beside busybox.
+    pub(crate) programs: Vec<(&'static str, Vec<u8>)>,
 }
 
 impl Boot {
@@ -46,6 +48,7 @@ impl Boot {
             vcpus: 1,
             rest: serde_json::json!({}),
             engine: SoftHypervisor::default(),
+            programs: Vec::new(),
         }
     }
 
@@ -54,7 +57,10 @@ impl Boot {
         let busybox = std::fs::read("/bin/busybox").expect("busybox-static is installed");
         let mounts = "/bin/busybox --install -s /bin; export PATH=/bin; \
                       mount -t proc p /proc; mount -t sysfs s /sys; mount -t devtmpfs d /dev";
-        let disk = Initramfs::with_busybox(&busybox, &format!("{mounts}\n{script}"));
+        let mut disk = Initramfs::with_busybox(&busybox, &format!("{mounts}\n{script}"));
+        for (name, program) in &self.programs {
+            disk.add_program(name, program);
+        }
         let initrd = self.dir.path().join("initrd");
         std::fs::write(&initrd, disk.finish()).unwrap();
         let mut draft = serde_json::json!({

@@ -35,6 +35,9 @@ fn try_bytes(machine: &mut Machine, bytes: &[u8], user: bool) -> (u8, Option<u64
     (exception.vector, exception.code, exception.rip == CODE)
 }
 
+/// The vector and error code of a refusal, if there is one.
+type Refused = Option<(u8, u64)>;
+
 #[test]
 fn privileged_instructions_fault_at_cpl_3_and_nothing_else_happens() {
     let refused: [(&str, &[u8], u8); 24] = [
@@ -77,7 +80,7 @@ fn privileged_instructions_fault_at_cpl_3_and_nothing_else_happens() {
 #[test]
 fn loads_of_data_segments_check_their_descriptors() {
     let present = 0x00cf_9300_0000_ffff_u64;
-    let cases: [(u64, u16, Option<(u8, u64)>); 8] = [
+    let cases: [(u64, u16, Refused); 8] = [
         (present, EXTRA, None),
         (present & !(1 << 47), EXTRA, Some((11, 0x40))), // not present
         (0x00af_9900_0000_ffff, EXTRA, Some((13, 0x40))), // code, not readable
@@ -104,7 +107,7 @@ fn loads_of_data_segments_check_their_descriptors() {
 #[test]
 fn loads_of_ss_are_stricter() {
     let data = 0x00cf_9300_0000_ffff_u64;
-    let cases: [(u64, u16, bool, Option<(u8, u64)>); 7] = [
+    let cases: [(u64, u16, bool, Refused); 7] = [
         (data, EXTRA, false, None),
         (data & !(1 << 47), EXTRA, false, Some((12, 0x40))),
         (data & !(1 << 41), EXTRA, false, Some((13, 0x40))), // read-only
@@ -131,7 +134,7 @@ fn loads_of_ss_are_stricter() {
 #[test]
 fn the_task_register_wants_an_available_task() {
     let task = 0x0000_8900_8000_0067_u64;
-    let cases: [(u64, u16, Option<(u8, u64)>); 5] = [
+    let cases: [(u64, u16, Refused); 5] = [
         (task, EXTRA, None),
         (task | 2 << 40, EXTRA, Some((13, 0x40))), // busy
         (task & !(1 << 47), EXTRA, Some((11, 0x40))),

@@ -69,6 +69,27 @@ fn a_guest_at_rest_has_no_ticks_and_its_timers_are_finer_than_one() {
 }
 
 #[test]
+fn processors_that_were_asked_for_are_there_and_work() {
+    let home = Home::new();
+    // Forks, pipes and waits on all of them; and no clock that goes back from one to the next.
+    let script = "nproc; grep -c ^processor /proc/cpuinfo
+        for i in 0 1 2 3; do
+            taskset -p $((1 << i)) $$ >/dev/null
+            now=$(cut -d' ' -f1 /proc/uptime | tr -d .)
+            [ \"$now\" -ge \"${before:-0}\" ] || echo back from $before to $now
+            before=$now
+        done
+        taskset -p f $$ >/dev/null
+        for i in 1 2 3 4 5 6 7 8; do
+            (n=0; while [ $n -lt 20 ]; do echo $n; n=$((n+1)); done | sort -rn | head -1) &
+        done; wait";
+    let output = home.run(&["--cpus", "4", &home.busybox(), "sh", "-c", script]);
+    ended(&output, 0);
+    assert_eq!(stdout(&output), format!("4\n4\n{}", "19\n".repeat(8)));
+    home.is_swept();
+}
+
+#[test]
 fn the_images_configuration_and_the_options_are_honoured() {
     let home = Home::new();
     let image = home.busybox();

@@ -83,12 +83,18 @@ test: setup kernel debian-kernels programs images lint ## Set up, build, and run
 	@cargo test --workspace --locked --doc -q
 	$(call say,programs in guests)
 	@lab/guests/run.sh --quick python gcc
+	@lab/guests/soak/run.sh 20 2
 	@$(MAKE) deny
 
 .PHONY: test-guests
 test-guests: build ## Run real software in guests and on the host, and compare: GUESTS="redis node", default all
 	$(call say,programs in guests)
 	@lab/guests/run.sh $(GUESTS)
+
+.PHONY: soak
+soak: build ## Ten minutes of what goes wrong between processors, in a machine with two: SECONDS=600 CPUS=2
+	$(call say,soak)
+	@lab/guests/soak/run.sh $(or $(SECONDS),600) $(or $(CPUS),2)
 
 .PHONY: lint
 lint: ## Formatting, clippy with warnings denied, the house's own rules

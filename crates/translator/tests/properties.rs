@@ -140,7 +140,7 @@ proptest! {
 }
 
 fn places() -> impl Strategy<Value = (u64, u32, Thunks)> {
-    (0x1000_u64..0x7000_0000, any::<[u16; 5]>(), any::<u32>()).prop_map(
+    (0x1_0000_u64..0x7000_0000, any::<[u16; 5]>(), any::<u32>()).prop_map(
         |(place, near, first_exit)| {
             let [exit, jump_miss, kernel, user, access] = near.map(|less| place - u64::from(less));
             let thunks = Thunks {

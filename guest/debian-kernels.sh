@@ -59,6 +59,8 @@ fetch() {
 mkdir -p "$cache" "$output"
 exec 9>"$cache/.lock"
 flock 9
+# Left by runs that were killed: the lock is ours.
+rm -rf "$cache"/new.*
 for pair in linux-image-cloud-amd64:debian-cloud.bzImage linux-image-amd64:debian-generic.bzImage; do
     name=${pair#*:}
     [[ -e $cache/$name ]] || fetch "${pair%%:*}" "$name"

@@ -62,7 +62,7 @@ pub(crate) fn kombi_machine(vmm: &Path, machine: &Machine<'_>) -> Result<Child> 
         }]);
     }
     let mut child = Command::new(vmm)
-        .args(["--no-api", "--config-file", "-"])
+        .args(["--no-api", "--die-with-parent", "--config-file", "-"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())

@@ -17,12 +17,13 @@ flock 9
 if [ ! -e "$out/image/index.json" ]; then
     printf 'guests: an image with %s: mmdebstrap runs (minutes for all of them)\n' "${packages//$'\n'/, }" >&2
     start=$SECONDS
-    rm -rf "$out.new"
-    mkdir -p "$out.new/root"
-    # An earlier try of an ordinary user may have left what only its subordinate ids can remove.
-    trap 'rm -rf "$out.new" 2>/dev/null || true' EXIT
     mode=unshare within=(unshare --map-root-user --map-auto)
     [ "$(id -u)" -ne 0 ] || mode=root within=()
+    # Files of an ordinary user's subordinate ids are removed within the namespace that has these ids. The lock is
+    # ours: whatever is called new, of any hash, was left by a run that was killed.
+    trap '"${within[@]}" rm -rf "$out.new"' EXIT
+    "${within[@]}" rm -rf "$cache"/*.new
+    mkdir -p "$out.new/root"
     mmdebstrap --quiet --mode=$mode --variant=minbase --include="${packages//$'\n'/,}" \
         --aptopt='Acquire::Languages "none"' \
         --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/doc/*' \

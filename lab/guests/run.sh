@@ -4,8 +4,9 @@
 # usage: lab/guests/run.sh [--quick] [NAME…]      NAME: a file of programs/, default: all
 #
 # Each programs/NAME.sh says in its head which packages it needs, how much memory, as which user it runs (default: root)
-# and how many seconds it may take in the guest (times GUESTS_PATIENCE, for busy hosts). It is run by sh -eu with /tmp empty; its standard output must depend on
-# neither time nor place, its standard error is kept beside it. --quick is given on to it as $1 = quick.
+# and how many seconds it may take in the guest (times GUESTS_PATIENCE, for busy hosts). It is run by sh -eu with /tmp
+# empty; its standard output must depend on neither time nor place, its standard error is kept beside it. --quick is
+# given on to it as $1 = quick.
 # Everything printed is kept in target/guests/NAME.{guest,host}.{out,err}. The table's times are processor time.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -39,6 +40,8 @@ for name in "$@"; do
     packages+=("${more[@]}")
 done
 place=$("$here/image.sh" "${packages[@]}")
+# The disk made of the image stays beside it, out of the user's own image store.
+export KOMBI_HOME=$place/store
 mkdir -p "$results"
 
 # What runs a script as PID 1's child: $1 script, $2 size, $3 user.

@@ -25,7 +25,7 @@ const THUNKS: Thunks = Thunks {
     stack_refill: [PLACE - 0x60, PLACE - 0x40, PLACE - 0x20],
 };
 const MODES: [Mode; 3] = Mode::ALL;
-const KINDS: [Kind; 3] = [Kind::Grouped, Kind::PerAccess, Kind::Bounce];
+const KINDS: [Kind; 4] = [Kind::Grouped, Kind::PerAccess, Kind::Bounce, Kind::Step];
 
 fn number(name: &str, otherwise: u64) -> u64 {
     std::env::var(name)

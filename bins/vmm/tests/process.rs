@@ -84,6 +84,8 @@ impl Host {
     fn start(&self, config: &Path, args: &[&str]) -> Child {
         let mut command = Command::new(VMM);
         command.arg("--config-file").arg(config).args(args);
+        // A runner that kills a slow test leaves no machine behind.
+        command.arg("--die-with-parent");
         command.env("KOMBI_TRANSLATION_CACHE", self.path("translations"));
         if !args.contains(&"--level") {
             command.args(["--level", "warning"]);
@@ -189,6 +191,7 @@ fn configuration_is_read_from_standard_input() {
     let config = std::fs::read(host.config(HALT, serde_json::json!({}))).unwrap();
     let mut child = Command::new(VMM)
         .args(["--config-file", "-", "--no-api", "--id", "a-1"])
+        .arg("--die-with-parent")
         .stdin(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
@@ -408,7 +411,7 @@ fn a_socket_takes_status_events_too() {
     let child = Command::new(VMM)
         .arg("--config-file")
         .arg(config)
-        .args(["--status-fd", "1"])
+        .args(["--status-fd", "1", "--die-with-parent"])
         .stdout(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
         .stderr(Stdio::null())
         .spawn()

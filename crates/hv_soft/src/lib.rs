@@ -14,8 +14,8 @@
 //! back), `fault` (signal handlers) and `guest_ram` (raw guest memory), each behind
 //! a safe interface; every other module forbids it.
 //!
-//! What is not enforced: CR0.TS and CR0.EM before x87 and SSE instructions. 32-bit code
-//! does not run: a far transfer to it raises #GP.
+//! What is not enforced: CR0.TS and CR0.EM before x87 and SSE instructions, CR4.TSD
+//! before RDTSC. 32-bit code does not run: every transfer to it raises #GP.
 //!
 //! What a device writes into translated code is seen at the next exit from translated
 //! code, interrupts included; a guest that polls for the device without any exit runs

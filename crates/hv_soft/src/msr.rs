@@ -126,6 +126,8 @@ impl Cpu {
             msr::TSC_AUX => self.regs.tsc_aux = value,
             // No branch records, no steps by branches: nothing to switch on.
             msr::DEBUGCTL if value != 0 => return Err(GP),
+            // Read-only (SDM vol. 4, table 2-2).
+            msr::ARCH_CAPABILITIES => return Err(GP),
             msr::PAT if !is_memory_types(value) => return Err(GP),
             msr::SYSENTER_ESP | msr::SYSENTER_EIP if !paging::is_canonical(value) => {
                 return Err(GP);

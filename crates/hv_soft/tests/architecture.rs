@@ -481,7 +481,7 @@ fn far_calls_and_returns_keep_and_leave_privilege() {
 #[test]
 fn wild_register_writes_fault_and_leave_no_trace() {
     // MSR, value, whether it is refused.
-    let cases: [(u32, u64, bool); 22] = [
+    let cases: [(u32, u64, bool); 23] = [
         (0xc000_0080, 1 << 1, true), // EFER: reserved
         (0xc000_0080, 0, true),      // EFER.LME cannot go
         (0xc000_0080, 0xd01, false),
@@ -500,6 +500,7 @@ fn wild_register_writes_fault_and_leave_no_trace() {
         (0x176, NON_CANONICAL, true),
         (0x1d9, 0, false), // DEBUGCTL
         (0x1d9, 2, true),
+        (0x10a, 1, true),      // ARCH_CAPABILITIES: read-only
         (0x1b, 1 << 63, true), // APIC base
         (0x12345, 0, true),
         (0xffff_ffff, 0, true),

@@ -15,6 +15,18 @@ fn selector_fault(exception: u8, selector: u16) -> Fault {
     Fault::Exception(exception, Some(u32::from(selector & !3)))
 }
 
+/// A guest's user sees a program that dies of #GP, which needs an explanation: once, as
+/// guests could ask for it for ever.
+pub(super) fn say_once_that_32_bit_code_is_refused(rip: u64) {
+    static SAID: std::sync::Once = std::sync::Once::new();
+    SAID.call_once(|| {
+        tracing::warn!(
+            rip = format_args!("{rip:#x}"),
+            "the guest wants to run 32-bit code and gets #GP: the software engine runs 64-bit code only"
+        );
+    });
+}
+
 impl Cpu {
     /// Loads ES, SS, DS, FS or GS.
     pub(crate) fn load_segment(&mut self, index: usize, selector: u16) -> Result<(), Fault> {
@@ -94,6 +106,9 @@ impl Cpu {
             found.dpl() == cpl
         };
         if rights & (long | descriptor::BIG) != long || !privilege {
+            if rights & long == descriptor::NOT_SYSTEM | descriptor::CODE {
+                say_once_that_32_bit_code_is_refused(self.context.rip);
+            }
             return Err(selector_fault(vector::GP, selector));
         }
         if !found.present() {

@@ -9,6 +9,7 @@ use x86::registers::{R11, RAX, RBX, RCX, RDX, rflags};
 use x86::state::{Segment, VcpuState};
 
 use super::Flow;
+use super::segment::say_once_that_32_bit_code_is_refused;
 use crate::cpu::Run;
 use crate::enter::{Fpu, MXCSR_MASK, fxrstor, fxsave};
 use crate::exceptions::{Fault, GP, Source, UD};
@@ -76,7 +77,10 @@ impl Run<'_> {
                 self.context.pending |= u64::from(self.apic.deliverable().is_some());
             }
             // To 32-bit code, which this engine does not run.
-            M::Sysret => return Err(GP),
+            M::Sysret => {
+                say_once_that_32_bit_code_is_refused(ins.ip());
+                return Err(GP);
+            }
             M::Int3 | M::Int | M::Int1 => {
                 let number = match ins.mnemonic() {
                     M::Int3 => vector::BP,

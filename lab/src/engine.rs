@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hv::{Exit, Gpa, GuestRam, Hypervisor, Io, Kick, Partition, Vcpu, VcpuState};
-use hv_soft::{EngineStats, SoftHypervisor, SoftVcpu};
+use hv_soft::{CpuModel, EngineStats, Options, SoftHypervisor, SoftVcpu};
 use ram::ByteSize;
 use vm_memory::Bytes;
 use x86::state::{DescriptorTable, Segment};
+use x86::xsave as area;
 
 use crate::Error;
 use crate::layout::{CODE, CODE_LEN, DATA, DATA_LEN, GS_BASE, NO_VECTOR, READ_ONLY, SLOTS, State};
@@ -115,7 +116,10 @@ impl Guest {
     /// # Errors
     /// [`Error::Memory`] and [`Error::Engine`].
     pub fn start() -> Result<Self, Error> {
-        Self::start_on(SoftHypervisor::default())
+        Self::start_on(SoftHypervisor::new(Options {
+            cpu_model: CpuModel::Host,
+            ..Options::default()
+        }))
     }
 
     /// A guest on an engine with settings of its own.
@@ -186,7 +190,7 @@ impl Guest {
         start.gpr = state.gpr;
         start.rip = state.rip;
         start.rflags = state.rflags;
-        start.fxsave = state.fxsave.to_vec();
+        start.xsave = state.xsave.to_vec();
         self.vcpu
             .set_state(&start)
             .map_err(engine("take a state"))?;
@@ -206,8 +210,15 @@ impl Guest {
             ..state.clone()
         };
         result.vector = NO_VECTOR;
-        for (to, from) in result.fxsave.iter_mut().zip(&end.fxsave) {
+        for (to, from) in result.xsave.iter_mut().zip(&end.xsave) {
             *to = *from;
+        }
+        if end
+            .xsave
+            .get(area::XSTATE_BV)
+            .is_none_or(|bv| u64::from(*bv) & area::AVX == 0)
+        {
+            result.xsave[area::YMM_HIGH].fill(0);
         }
         if (HANDLERS..HANDLERS + 32 * HANDLER_BYTES).contains(&end.rip) {
             self.take_frame(&mut result, end.cr2)?;
@@ -338,6 +349,11 @@ fn template() -> VcpuState {
     state.cr3 = PML4;
     // PAE, OSFXSR, OSXMMEXCPT
     state.cr4 = 0x620;
+    if std::is_x86_feature_detected!("avx") {
+        // OSXSAVE
+        state.cr4 |= 1 << 18;
+        state.xcr0 = 7;
+    }
     // LME, LMA, NXE
     state.efer = 0xd00;
     state

@@ -126,16 +126,33 @@ fn set_operand(
         | K::r64_or_mem
         | K::mm_or_mem
         | K::xmm_or_mem
+        | K::ymm_or_mem
             if to_memory =>
         {
             memory(ins, operand, roles, random);
         }
         K::r8_or_mem | K::r8_reg | K::r8_opcode => register(ins, byte_register(random)),
         K::r16_or_mem | K::r16_reg | K::r16_rm | K::r16_opcode => register(ins, general(any, 2)),
-        K::r32_or_mem | K::r32_reg | K::r32_rm | K::r32_opcode => register(ins, general(any, 4)),
-        K::r64_or_mem | K::r64_reg | K::r64_rm | K::r64_opcode => register(ins, general(any, 8)),
+        K::r32_or_mem | K::r32_reg | K::r32_rm | K::r32_opcode | K::r32_vvvv => {
+            register(ins, general(any, 4))
+        }
+        K::r64_or_mem | K::r64_reg | K::r64_rm | K::r64_opcode | K::r64_vvvv => {
+            register(ins, general(any, 8))
+        }
         K::mm_or_mem | K::mm_reg | K::mm_rm => register(ins, Register::MM0 + eight),
-        K::xmm_or_mem | K::xmm_reg | K::xmm_rm => register(ins, Register::XMM0 + u32::from(any)),
+        K::xmm_or_mem | K::xmm_reg | K::xmm_rm | K::xmm_vvvv | K::xmm_is4 => {
+            register(ins, Register::XMM0 + u32::from(any));
+        }
+        K::ymm_or_mem | K::ymm_reg | K::ymm_rm | K::ymm_vvvv | K::ymm_is4 => {
+            register(ins, Register::YMM0 + u32::from(any));
+        }
+        K::mem_vsib32x | K::mem_vsib64x => {
+            vector_memory(ins, operand, Register::XMM0, roles, random)
+        }
+        K::mem_vsib32y | K::mem_vsib64y => {
+            vector_memory(ins, operand, Register::YMM0, roles, random)
+        }
+        K::seg_rDI => ins.set_op_kind(operand, OpKind::MemorySegRDI),
         K::sti_opcode => register(ins, Register::ST0 + eight),
         K::st0 => register(ins, Register::ST0),
         K::al => register(ins, Register::AL),
@@ -174,6 +191,26 @@ fn sign_extended(ins: &mut Instruction, operand: u32, kind: OpKind, random: &mut
     immediate(ins, operand, kind, random.bits() as i8 as i64 as u64);
 }
 
+/// A memory operand with a vector as index; [`crate::program`] keeps that small.
+fn vector_memory(
+    ins: &mut Instruction,
+    operand: u32,
+    first: Register,
+    roles: &Roles,
+    random: &mut Random,
+) {
+    ins.set_op_kind(operand, OpKind::Memory);
+    let size = if random.one_in(4) { 4 } else { 8 };
+    ins.set_memory_base(general(random.pick(&roles.pointers), size));
+    ins.set_memory_index(first + random.below(16) as u32);
+    ins.set_memory_index_scale(1 << random.below(4));
+    ins.set_memory_displacement64(random.below(256));
+    ins.set_memory_displ_size(1);
+    if random.one_in(4) {
+        ins.set_segment_prefix(Register::GS);
+    }
+}
+
 /// A memory operand in one of all the forms.
 fn memory(ins: &mut Instruction, operand: u32, roles: &Roles, random: &mut Random) {
     ins.set_op_kind(operand, OpKind::Memory);
@@ -185,8 +222,9 @@ fn memory(ins: &mut Instruction, operand: u32, roles: &Roles, random: &mut Rando
     if random.one_in(4) {
         disp = 0;
     }
+    let alignment = ins.memory_size().size().next_power_of_two() as i64;
     if aligned {
-        disp &= !15;
+        disp &= -alignment;
     }
     let pointer = random.pick(&roles.pointers);
     let base = general(pointer, 8);
@@ -201,8 +239,8 @@ fn memory(ins: &mut Instruction, operand: u32, roles: &Roles, random: &mut Rando
     let with = |base, index, scale, disp: i64, size, segment| {
         MemoryOperand::new(base, index, scale, disp, size, false, segment)
     };
-    let absolute =
-        ((DATA + 0x1000) as i64 + random.below(0x2ffc) as i64) & if aligned { !15 } else { -1 };
+    let absolute = ((DATA + 0x1000) as i64 + random.below(0x2ffc) as i64)
+        & if aligned { -alignment } else { -1 };
     let operand = match random.below(16) {
         0..=4 => with(base, none, 1, disp, displ_size(disp), none),
         5 | 6 => with(base, index, scale, disp, displ_size(disp), none),

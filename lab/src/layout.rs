@@ -1,5 +1,7 @@
 //! Where things are: at the same linear addresses natively and in the guest.
 
+use x86::xsave::AVX_BYTES;
+
 /// The oracle's page with the state that it loads and stores.
 pub const STATE: u64 = 0x0e00_0000;
 /// Data that programs work on.
@@ -21,7 +23,7 @@ pub const GS_BASE: u64 = 0x40;
 pub const NO_VECTOR: u64 = u64::MAX;
 
 /// What a program starts from and leaves behind.
-#[repr(C, align(16))]
+#[repr(C, align(64))]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct State {
     /// RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 to R15.
@@ -40,8 +42,8 @@ pub struct State {
     pub host_rsp: u64,
     /// The oracle's own: an MXCSR to work with.
     pub host_mxcsr: u64,
-    /// Keeps what follows aligned.
-    pub reserved: u64,
-    /// The image of FXSAVE64.
-    pub fxsave: [u8; 512],
+    /// The oracle's own: 1 when the CPU has AVX.
+    pub avx: u64,
+    /// The XSAVE area, with XSTATE_BV 7 when the CPU has AVX.
+    pub xsave: [u8; AVX_BYTES],
 }

@@ -9,6 +9,8 @@ use std::arch::global_asm;
 use std::io;
 use std::mem::offset_of;
 
+use x86::xsave as area;
+
 use crate::Error;
 use crate::layout::{
     CODE, CODE_LEN, DATA, DATA_LEN, GS_BASE, NO_VECTOR, READ_ONLY, SLOTS, STATE, State,
@@ -25,7 +27,15 @@ global_asm!(
     "kombi_lab_native:",
     "push rbp", "push rbx", "push r12", "push r13", "push r14", "push r15",
     "mov qword ptr [{S} + {HOST}], rsp",
+    "cmp qword ptr [{S} + {AVX}], 0",
+    "je 2f",
+    "mov eax, 7",
+    "xor edx, edx",
+    "xrstor64 [{S} + {FX}]",
+    "jmp 3f",
+    "2:",
     "fxrstor64 [{S} + {FX}]",
+    "3:",
     "push qword ptr [{S} + {FL}]",
     "popfq",
     "mov rax, qword ptr [{S}]",
@@ -66,7 +76,16 @@ global_asm!(
     "mov rsp, qword ptr [{S} + {HOST}]",
     "pushfq",
     "pop qword ptr [{S} + {FL}]",
+    "cmp qword ptr [{S} + {AVX}], 0",
+    "je 2f",
+    "mov eax, 7",
+    "xor edx, edx",
+    "xsave64 [{S} + {FX}]",
+    "vzeroupper",
+    "jmp 3f",
+    "2:",
     "fxsave64 [{S} + {FX}]",
+    "3:",
     ".globl kombi_lab_native_finish",
     "kombi_lab_native_finish:",
     "mov rsp, qword ptr [{S} + {HOST}]",
@@ -77,7 +96,8 @@ global_asm!(
     "ret",
     S = const STATE,
     HOST = const offset_of!(State, host_rsp),
-    FX = const offset_of!(State, fxsave),
+    FX = const offset_of!(State, xsave),
+    AVX = const offset_of!(State, avx),
     FL = const offset_of!(State, rflags),
     RIP = const offset_of!(State, rip),
     MX = const offset_of!(State, host_mxcsr),
@@ -192,6 +212,7 @@ impl Oracle {
         let mut start = state.clone();
         start.vector = NO_VECTOR;
         start.host_mxcsr = 0x1f80;
+        start.avx = u64::from(std::is_x86_feature_detected!("avx"));
         // SAFETY: STATE is a page of shared memory, aligned; the child waits.
         unsafe { std::ptr::write(STATE as *mut State, start) };
         let mut byte = 0_u8;
@@ -315,10 +336,35 @@ const FRAME: [i32; 16] = [
     libc::REG_R15,
 ];
 
+/// In the bytes of FXSAVE that software may use: the image is an XSAVE area (Linux,
+/// arch/x86/include/uapi/asm/sigcontext.h).
+const MAGIC_AT: usize = 464;
+const MAGIC: u32 = 0x4650_5853;
+
+/// Async-signal-safe.
+///
+/// # Safety
+/// `image` is a signal frame's x87 image.
+unsafe fn take_registers(image: *const u8, into: &mut [u8; area::AVX_BYTES]) {
+    // SAFETY: 512 bytes in any case; with the magic number, the header and as much
+    // as XSTATE_BV says in standard form.
+    unsafe {
+        let word = |at: usize| image.add(at).cast::<u32>().read_unaligned();
+        std::ptr::copy_nonoverlapping(image, into.as_mut_ptr(), area::LEGACY_BYTES);
+        let upper = into[area::YMM_HIGH].as_mut_ptr();
+        let len = area::YMM_HIGH.len();
+        if word(MAGIC_AT) == MAGIC && u64::from(word(area::XSTATE_BV)) & area::AVX != 0 {
+            std::ptr::copy_nonoverlapping(image.add(area::YMM_HIGH.start), upper, len);
+        } else {
+            std::ptr::write_bytes(upper, 0, len);
+        }
+    }
+}
+
 /// Async-signal-safe: copies the frame to STATE and lets the program end.
 extern "C" fn on_fault(_: i32, _: *mut libc::siginfo_t, frame: *mut libc::c_void) {
     // SAFETY: the kernel passes a ucontext; STATE is mapped; the x87 image is the
-    // frame's, 512 bytes of FXSAVE64 layout.
+    // frame's.
     unsafe {
         let machine = &mut (*frame.cast::<libc::ucontext_t>()).uc_mcontext;
         let state = STATE as *mut State;
@@ -330,8 +376,7 @@ extern "C" fn on_fault(_: i32, _: *mut libc::siginfo_t, frame: *mut libc::c_void
         (*state).vector = machine.gregs[libc::REG_TRAPNO as usize] as u64;
         (*state).cr2 = machine.gregs[libc::REG_CR2 as usize] as u64;
         (*state).wrote = machine.gregs[libc::REG_ERR as usize] as u64 >> 1 & 1;
-        let image = machine.fpregs.cast::<[u8; 512]>();
-        (*state).fxsave = *image;
+        take_registers(machine.fpregs.cast(), &mut (*state).xsave);
         machine.gregs[libc::REG_RIP as usize] =
             kombi_lab_native_finish as *const () as libc::greg_t;
         machine.gregs[libc::REG_EFL as usize] = 0x202;

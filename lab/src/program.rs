@@ -6,6 +6,9 @@ use std::fmt::Write as _;
 
 use iced_x86::{Code, Encoder, Instruction, InstructionInfoFactory, Register};
 
+use x86::features::{Feature, Features};
+use x86::xsave;
+
 use crate::Random;
 use crate::instruction::{Roles, general, random};
 use crate::layout::{CODE, DATA, DATA_LEN, NO_VECTOR, SLOTS, State};
@@ -16,21 +19,38 @@ const PIECES_MAX: u64 = 4;
 /// Bytes of code in a piece, at most.
 const PIECE_BYTES: usize = 512;
 const RCX: u8 = 1;
+const RDI: u8 = 7;
 
-/// Codes that cannot be compared: the clock, chance, what CPL 3 may not do, and
-/// what a program has forms of its own for.
-pub fn is_compared(code: Code) -> bool {
+/// Every code that both sides execute, and that is of this CPU.
+pub fn compared_codes() -> impl Iterator<Item = Code> {
+    let host = Features::of_host();
+    let ours = translator::interpreted_codes().filter(|code| is_vector(*code));
+    translator::allowed_codes()
+        .chain(ours)
+        .filter(move |code| is_compared(*code) && host.has(translator::feature(*code)))
+}
+
+/// Vector instructions that the engine executes itself.
+fn is_vector(code: Code) -> bool {
+    matches!(
+        translator::feature(code),
+        Feature::Mmx | Feature::Sse | Feature::Avx | Feature::Avx2
+    )
+}
+
+/// Not those that cannot be: the clock, chance, what CPL 3 may not do, segment bases.
+fn is_compared(code: Code) -> bool {
     !matches!(
+        translator::feature(code),
+        Feature::Tsc
+            | Feature::Rdtscp
+            | Feature::Rdpid
+            | Feature::Rdrand
+            | Feature::Rdseed
+            | Feature::Fsgsbase
+    ) && !matches!(
         code,
-        Code::Rdtsc
-            | Code::Rdrand_r16
-            | Code::Rdrand_r32
-            | Code::Rdrand_r64
-            | Code::Cli
-            | Code::Clac
-            | Code::Stac
-            | Code::Sti
-            | Code::Swapgs
+        Code::Cli | Code::Sti | Code::Swapgs | Code::Clac | Code::Stac
     )
 }
 
@@ -58,6 +78,8 @@ pub struct Generator {
     info: InstructionInfoFactory,
     codes: Vec<Code>,
     turn: usize,
+    /// The CPU has AVX.
+    avx: bool,
 }
 
 struct Draft {
@@ -74,9 +96,8 @@ impl Generator {
     /// From a seed.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        let codes: Vec<_> = translator::allowed_codes()
-            .filter(|code| is_compared(*code) && is_plain(*code))
-            .collect();
+        let host = Features::of_host();
+        let codes: Vec<_> = compared_codes().filter(|code| is_plain(*code)).collect();
         let mut random = Random::new(seed);
         let turn = random.below(codes.len() as u64) as usize;
         Self {
@@ -84,6 +105,7 @@ impl Generator {
             info: InstructionInfoFactory::new(),
             codes,
             turn,
+            avx: host.has(Feature::Avx),
         }
     }
 
@@ -219,23 +241,34 @@ impl Generator {
                 2 => 0x2008,
                 _ => 0x1800,
             };
-        let mut fxsave = [0; 512];
-        fxsave[..2].copy_from_slice(&0x037f_u16.to_le_bytes());
-        fxsave[4] = self.random.bits() as u8;
+        let mut area = [0; xsave::AVX_BYTES];
+        area[..2].copy_from_slice(&0x037f_u16.to_le_bytes());
+        area[4] = self.random.bits() as u8;
         let masked = if self.random.one_in(8) {
             self.random.bits() as u16 & 0x1f80
         } else {
             0x1f80
         };
         let rounding = (self.random.bits() as u16 & 3) << 13;
-        fxsave[24..26].copy_from_slice(&(masked | rounding).to_le_bytes());
-        for register in fxsave[32..160].chunks_exact_mut(16) {
+        area[24..26].copy_from_slice(&(masked | rounding).to_le_bytes());
+        for register in area[32..160].chunks_exact_mut(16) {
             register[..8].copy_from_slice(&self.number().to_le_bytes());
             let exponent = 0x3ff0_u16.wrapping_add(self.random.below(64) as u16);
             register[8..10].copy_from_slice(&exponent.to_le_bytes());
         }
-        for half in fxsave[160..416].chunks_exact_mut(8) {
+        for half in area[160..416].chunks_exact_mut(8) {
             half.copy_from_slice(&self.number().to_le_bytes());
+        }
+        if self.avx {
+            let mut there = xsave::X87 | xsave::SSE;
+            // Programs without AVX in use are others to the engine.
+            if !self.random.one_in(4) {
+                there |= xsave::AVX;
+                for half in area[xsave::YMM_HIGH].chunks_exact_mut(8) {
+                    half.copy_from_slice(&self.number().to_le_bytes());
+                }
+            }
+            area[xsave::XSTATE_BV] = there as u8;
         }
         let down = if self.random.one_in(4) { 0x400 } else { 0 };
         State {
@@ -247,8 +280,8 @@ impl Generator {
             wrote: 0,
             host_rsp: 0,
             host_mxcsr: 0,
-            reserved: 0,
-            fxsave,
+            avx: 0,
+            xsave: area,
         }
     }
 
@@ -292,6 +325,9 @@ impl Generator {
             if (draft.depth + moves).abs() > 256 {
                 return;
             }
+            if !self.bring_near(draft, &ins) {
+                continue;
+            }
             let branch = moves == 0 && self.random.one_in(8);
             let Some(bytes) = draft.encode(ins, if branch { 2 } else { 0 }) else {
                 continue;
@@ -303,6 +339,31 @@ impl Generator {
             draft.depth += moves;
             return;
         }
+    }
+
+    /// Keeps the addresses of gathers in reach, mostly. Those of MASKMOVDQU always: it
+    /// may or may not fault for bytes that it leaves alone. False if that cannot be.
+    fn bring_near(&mut self, draft: &mut Draft, ins: &Instruction) -> bool {
+        let index = ins.memory_index();
+        if index.is_xmm() || index.is_ymm() {
+            let bits = 18 + self.random.below(8) as u32;
+            let (code, bits) = match (index.is_ymm(), self.random.one_in(2)) {
+                (false, false) => (Code::VEX_Vpsrad_xmm_xmm_imm8, bits),
+                (true, false) => (Code::VEX_Vpsrad_ymm_ymm_imm8, bits),
+                (false, true) => (Code::VEX_Vpsrlq_xmm_xmm_imm8, bits + 32),
+                (true, true) => (Code::VEX_Vpsrlq_ymm_ymm_imm8, bits + 32),
+            };
+            draft.try_push(Instruction::with3(code, index, index, bits));
+        }
+        let kept = draft.roles.pointers.contains(&RDI) || draft.roles.index == RDI;
+        if ins.op0_kind() == iced_x86::OpKind::MemorySegRDI {
+            if kept {
+                return false;
+            }
+            let at = DATA + 0x1000 * (1 + self.random.below(4)) - self.random.below(20);
+            draft.with_value(Code::Mov_r64_imm64, general(RDI, 8), at);
+        }
+        true
     }
 
     fn branch_over(&mut self, draft: &mut Draft, len: u8) {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use lab::difference::compare;
 use lab::engine::Guest;
 use lab::oracle::Oracle;
-use lab::program::{Generator, is_compared};
+use lab::program::{Generator, compared_codes};
 
 fn number(name: &str, otherwise: u64) -> u64 {
     std::env::var(name)
@@ -45,9 +45,7 @@ fn random_programs_leave_the_same_state_on_the_engine_as_on_the_cpu() {
         *vectors.entry(outcome.vector).or_insert(0) += 1;
         codes.extend(program.codes);
     }
-    let all: BTreeSet<_> = translator::allowed_codes()
-        .filter(|code| is_compared(*code))
-        .collect();
+    let all: BTreeSet<_> = compared_codes().collect();
     let missing: Vec<_> = all.difference(&codes).collect();
     println!(
         "{cases} programs, {} of {} codes, ends by vector {vectors:?}; not covered: {missing:?}",

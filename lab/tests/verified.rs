@@ -7,7 +7,7 @@ mod boot;
 use std::sync::{Mutex, PoisonError};
 
 use boot::Boot;
-use hv_soft::SoftHypervisor;
+use hv_soft::{CpuModel, SoftHypervisor};
 use lab::Random;
 use lab::difference::compare;
 use lab::engine::Guest;
@@ -17,6 +17,7 @@ use lab::verifier::{Proof, verify};
 use machine::Outcome;
 use translator::context::Mode;
 use translator::{Block, GuestCode, Kind, Options, Request, Thunks, Translator};
+use x86::features::Features;
 
 const PLACE: u64 = 0x10_0000;
 const THUNKS: Thunks = Thunks {
@@ -65,6 +66,7 @@ fn prove(code: &[u8], offset: usize, va: u64, count_instructions: bool) -> Proof
             va: va + offset as u64,
             mode,
             kind,
+            features: Features::EVERYTHING,
             place: PLACE,
             first_exit: 0x1000,
             thunks: THUNKS,
@@ -155,6 +157,14 @@ fn observe(request: &Request, block: &Block) {
     observed.1 += 1;
 }
 
+/// With all instructions that there are.
+fn host_model() -> SoftHypervisor {
+    SoftHypervisor::new(hv_soft::Options {
+        cpu_model: CpuModel::Host,
+        ..hv_soft::Options::default()
+    })
+}
+
 /// How many blocks were proved since the last call.
 #[track_caller]
 fn all_were_harmless() -> u64 {
@@ -173,7 +183,7 @@ fn all_were_harmless() -> u64 {
 fn every_block_of_the_differential_test_is_harmless() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let mut oracle = Oracle::start().unwrap();
-    let mut guest = Guest::start_on(SoftHypervisor::default().observed(observe)).unwrap();
+    let mut guest = Guest::start_on(host_model().observed(observe)).unwrap();
     let mut generator = Generator::new(number("KOMBI_DIFF_SEED", 1));
     for _ in 0..number("KOMBI_DIFF_CASES", 1500) {
         let program = generator.program();
@@ -186,7 +196,7 @@ fn every_block_of_the_differential_test_is_harmless() {
 fn every_block_of_a_boot_is_harmless() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let boot = Boot {
-        engine: SoftHypervisor::default().observed(observe),
+        engine: host_model().observed(observe),
         ..Boot::new()
     };
     let (ended, text) =
@@ -214,6 +224,7 @@ fn tampered(kind: Kind, code: &[u8], from: &[u8], to: &[u8]) -> &'static str {
         va: 0x7000_1000,
         mode: Mode::Kernel,
         kind,
+        features: Features::EVERYTHING,
         place: PLACE,
         first_exit: 0x1000,
         thunks: THUNKS,
@@ -372,6 +383,7 @@ fn a_jump_into_an_instruction_is_found() {
         va: 0x7000_1000,
         mode: Mode::Kernel,
         kind: Kind::PerAccess,
+        features: Features::EVERYTHING,
         place: PLACE,
         first_exit: 0x1000,
         thunks: THUNKS,

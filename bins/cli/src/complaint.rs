@@ -5,6 +5,7 @@
 
 use std::error::Error as StdError;
 
+use clap::error::{ContextKind, ContextValue};
 use sandbox::EXIT_KOMBI;
 use sandbox::console::printable;
 
@@ -65,7 +66,12 @@ impl Complaint {
             }
         }
         let what = first.strip_prefix("error: ").unwrap_or(&first);
-        Self::new(what, "see kombi --help or kombi run --help")
+        match error.get(ContextKind::ValidValue) {
+            Some(ContextValue::Strings(values)) if !values.is_empty() => {
+                Self::new(what, format!("use one of {}", values.join(", ")))
+            }
+            _ => Self::new(what, "see kombi --help or kombi run --help"),
+        }
     }
 
     /// The object, known only to the caller, in front.

@@ -8,7 +8,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use image::Store;
-use sandbox::host::{Feature, Host, Kvm, choose_engine};
+use sandbox::host::{Feature, Host, Kvm, Model, choose_engine};
 use sandbox::{Engine, MEMORY_MIB_LEAST, Search};
 use serde::Serialize;
 use translations::{FOLDER_BYTES_MAX, Folder, Place, Settings};
@@ -191,6 +191,7 @@ impl Report {
                     format!("missing: {}", features.join(", "))
                 },
             ),
+            ("CPU models", models(host)),
             (
                 "memory",
                 format!(
@@ -235,6 +236,19 @@ impl Report {
         });
         lines.join("\n")
     }
+}
+
+/// Those that can be, and what the others lack.
+fn models(host: &Host) -> String {
+    let one = |model: &Model| {
+        if model.missing.is_empty() {
+            model.name.to_owned()
+        } else {
+            format!("{} (lacks {})", model.name, model.missing.join(", "))
+        }
+    };
+    let all: Vec<_> = host.cpu_models.iter().map(one).collect();
+    all.join(", ")
 }
 
 fn engine(host: &Host) -> EngineReport {
@@ -422,6 +436,7 @@ mod tests {
             cpu_model: "Test".to_owned(),
             cpus: 2,
             cpu_features: Vec::new(),
+            cpu_models: Vec::new(),
             memory_total_bytes: 8 << 30,
             memory_available_bytes: 4 << 30,
             uid: 1000,
@@ -473,6 +488,7 @@ mod tests {
             "/host/cpu_model",
             "/host/cpus",
             "/host/cpu_features",
+            "/host/cpu_models",
             "/host/memory_total_bytes",
             "/host/memory_available_bytes",
             "/host/uid",

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 use image::{Image, ImageError, Reference, Store};
 use sandbox::{
-    Engine, ImageDefaults, Overrides, Plan, Search, Streams, TerminalSize, process_spec,
+    CpuModel, Engine, ImageDefaults, Overrides, Plan, Search, Streams, TerminalSize, process_spec,
 };
 
 use crate::complaint::Complaint;
@@ -92,6 +92,10 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "off|DIR")]
     translation_cache: Option<OsString>,
 
+    /// The guest's CPU.
+    #[arg(long, value_enum, value_name = "MODEL", default_value = "v2")]
+    cpu_model: CpuModelArg,
+
     /// Boot this kernel (an uncompressed ELF vmlinux, or a bzImage).
     #[arg(long, value_name = "PATH")]
     kernel: Option<PathBuf>,
@@ -151,6 +155,30 @@ impl From<EngineArg> for Engine {
     }
 }
 
+/// `--cpu-model`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum CpuModelArg {
+    /// x86-64-v2, the same on every host.
+    Baseline,
+    /// x86-64-v2 with AES, PCLMULQDQ and RDRAND where the host has them.
+    V2,
+    /// As v2, with x86-64-v3: AVX2, BMI2, FMA and others.
+    V3,
+    /// All that host and engine have.
+    Host,
+}
+
+impl From<CpuModelArg> for CpuModel {
+    fn from(asked: CpuModelArg) -> Self {
+        match asked {
+            CpuModelArg::Baseline => Self::Baseline,
+            CpuModelArg::V2 => Self::V2,
+            CpuModelArg::V3 => Self::V3,
+            CpuModelArg::Host => Self::Host,
+        }
+    }
+}
+
 /// Runs it; returns the command's exit code.
 pub(crate) fn run(args: RunArgs) -> Result<u8, Complaint> {
     start_log(args.verbose);
@@ -193,6 +221,7 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Complaint> {
         memory_mib: args.memory,
         engine: args.engine.into(),
         translation_cache: args.translation_cache,
+        cpu_model: args.cpu_model.into(),
         boot_timeout: args.boot_timeout,
         verbose: args.verbose,
     };

@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use blueprint::Engine;
+use blueprint::{CpuModel, Engine};
 use clap::{Parser, ValueEnum};
 
 /// Most characters of `--id`, as in Firecracker.
@@ -51,6 +51,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "off|DIR", value_parser = clap::builder::OsStringValueParser::new())]
     pub(crate) translation_cache: Option<OsString>,
 
+    /// The guest's CPU; overrides the configuration's.
+    #[arg(long, value_enum)]
+    pub(crate) cpu_model: Option<CpuModelArg>,
+
     /// Append the log to this file in place of standard error.
     #[arg(long, value_name = "PATH")]
     pub(crate) log_path: Option<PathBuf>,
@@ -72,6 +76,30 @@ pub(crate) struct Args {
     /// Be killed when the thread that started this process ends.
     #[arg(long)]
     pub(crate) die_with_parent: bool,
+}
+
+/// `--cpu-model`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum CpuModelArg {
+    /// x86-64-v2, the same on every host.
+    Baseline,
+    /// x86-64-v2 with AES, PCLMULQDQ and RDRAND where the host has them.
+    V2,
+    /// As v2, with x86-64-v3: AVX2, BMI2, FMA and others.
+    V3,
+    /// All that host and engine have.
+    Host,
+}
+
+impl From<CpuModelArg> for CpuModel {
+    fn from(asked: CpuModelArg) -> Self {
+        match asked {
+            CpuModelArg::Baseline => Self::Baseline,
+            CpuModelArg::V2 => Self::V2,
+            CpuModelArg::V3 => Self::V3,
+            CpuModelArg::Host => Self::Host,
+        }
+    }
 }
 
 /// `--engine`.

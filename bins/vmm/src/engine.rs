@@ -4,7 +4,7 @@
 use std::ffi::OsStr;
 use std::sync::Arc;
 
-use blueprint::Engine;
+use blueprint::{Blueprint, Engine};
 use hv_soft::{Options, SoftHypervisor};
 use translations::{Place, Translations};
 
@@ -13,14 +13,17 @@ use crate::failure::Failure;
 /// The engine for what was asked, and the translations that it keeps: `auto` is the
 /// software engine until there is another one.
 pub(crate) fn choose(
-    asked: Engine,
+    asked: &Blueprint,
     translation_cache: Option<&OsStr>,
 ) -> Result<(SoftHypervisor, Option<Arc<Translations>>), Failure> {
-    match asked {
+    match asked.engine() {
         Engine::Auto | Engine::Soft => {}
         Engine::Kvm => return Err(Failure::NoSuchEngine { engine: "kvm" }),
     }
-    let options = Options::default();
+    let options = Options {
+        cpu_model: asked.cpu_model(),
+        ..Options::default()
+    };
     let engine = SoftHypervisor::new(options);
     let Place::Folder(folder) = Place::choose(translation_cache) else {
         return Ok((engine, None));

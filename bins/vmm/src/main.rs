@@ -81,7 +81,7 @@ fn run(args: &Args, status: &mut Status) -> Result<u8, Failure> {
     start_log(args)?;
 
     let blueprint = read_blueprint(args)?;
-    let (hypervisor, kept) = engine::choose(blueprint.engine(), args.translation_cache.as_deref())?;
+    let (hypervisor, kept) = engine::choose(&blueprint, args.translation_cache.as_deref())?;
     let stdio = Stdio {
         // Standard input that held the configuration is at its end.
         input: if reads_stdin(args) {
@@ -173,6 +173,9 @@ fn read_blueprint(args: &Args) -> Result<Blueprint, Failure> {
     let mut draft = Draft::from_json(&text).map_err(refused)?;
     if let Some(engine) = args.engine {
         draft.machine_config.engine = Some(engine.into());
+    }
+    if let Some(model) = args.cpu_model {
+        draft.machine_config.cpu_model = Some(model.into());
     }
     draft.check().map_err(refused)
 }

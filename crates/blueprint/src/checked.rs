@@ -4,6 +4,8 @@ use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use x86::features::CpuModel;
+
 use crate::draft::{Draft, DriveDraft, Engine, VsockDraft};
 use crate::{DraftError, limits};
 
@@ -20,6 +22,7 @@ pub struct Blueprint {
     vcpus: u8,
     memory_mib: u32,
     engine: Engine,
+    cpu_model: CpuModel,
     drives: Vec<Drive>,
     vsock: Option<Vsock>,
     entropy: bool,
@@ -81,6 +84,11 @@ impl Blueprint {
     /// The engine that was asked for.
     pub fn engine(&self) -> Engine {
         self.engine
+    }
+
+    /// The guest's CPU.
+    pub fn cpu_model(&self) -> CpuModel {
+        self.cpu_model
     }
 
     /// Block devices in the guest's order.
@@ -154,6 +162,7 @@ impl Draft {
             vcpus,
             memory_mib,
             engine,
+            cpu_model: config.cpu_model.unwrap_or_default(),
             drives,
             vsock,
             entropy,

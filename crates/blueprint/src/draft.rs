@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use x86::features::CpuModel;
 
 use crate::DraftError;
 
@@ -85,6 +86,9 @@ pub struct MachineConfigDraft {
     /// Extension: which engine runs the machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<Engine>,
+    /// Extension: the guest's CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_model: Option<CpuModel>,
 }
 
 /// One block device.

@@ -16,6 +16,7 @@ pub use draft::{
     VsockDraft,
 };
 pub use error::DraftError;
+pub use x86::features::CpuModel;
 
 #[cfg(test)]
 mod tests;

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use hv::{Gpa, GuestRam, Hypervisor, Interrupts, Io, Kick, Partition, Vcpu, VcpuState};
-use hv_soft::{Options, SoftHypervisor};
+use hv_soft::{CpuModel, Options, SoftHypervisor};
 use translations::Translations;
 use vm_memory::{Bytes, GuestAddress};
 use x86::state::{DescriptorTable, Segment};
@@ -250,6 +250,15 @@ fn state(entry: u64) -> VcpuState {
     state
 }
 
+/// MODEL, as in `--cpu-model`.
+fn model() -> Result<CpuModel> {
+    let Ok(name) = std::env::var("MODEL") else {
+        return Ok(CpuModel::default());
+    };
+    let model = CpuModel::ALL.into_iter().find(|model| model.name() == name);
+    model.ok_or_else(|| format!("no CPU model {name}").into())
+}
+
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
     let [_, kernel, initrd, rest @ ..] = arguments.as_slice() else {
@@ -267,6 +276,7 @@ fn main() -> Result<()> {
     let options = Options {
         count_instructions: std::env::var_os("COUNT").is_some(),
         code_cache_bytes: std::env::var("CACHE").map_or(Ok(32 << 20), |n| n.parse())?,
+        cpu_model: model()?,
     };
     let loaded = start.elapsed();
     let mut engine = SoftHypervisor::new(options);

@@ -11,6 +11,7 @@ use hv::Io;
 use translations::Translations;
 use translator::context::Mode;
 use x86::control::cr0;
+use x86::features::{CpuModel, Features};
 use x86::registers::rflags;
 use x86::state::{DescriptorTable, Segment};
 
@@ -45,6 +46,7 @@ pub(crate) struct Registers {
     pub(crate) cr3: u64,
     pub(crate) cr4: u64,
     pub(crate) efer: u64,
+    pub(crate) xcr0: u64,
     pub(crate) cpl: u8,
     /// ES, CS, SS, DS, FS, GS. The bases of FS and GS are in the context.
     pub(crate) segments: [Segment; 6],
@@ -58,7 +60,6 @@ pub(crate) struct Registers {
     pub(crate) lstar: u64,
     pub(crate) cstar: u64,
     pub(crate) fmask: u64,
-    pub(crate) tsc_aux: u64,
     /// Registers that only keep what is written, by [`crate::msr`]'s table.
     pub(crate) plain_msrs: [u64; crate::msr::PLAIN.len()],
     pub(crate) kvm_system_time: u64,
@@ -85,6 +86,11 @@ pub(crate) struct Cpu {
     pub(crate) chips: Arc<Chips>,
     pub(crate) clock: Clock,
     pub(crate) id: u32,
+    pub(crate) cpu_model: CpuModel,
+    /// What the model is on this host.
+    pub(crate) model: Features,
+    /// Of these, what is not switched off: see `units`.
+    pub(crate) executable: Features,
     pub(crate) halted: bool,
     /// RFLAGS.RF: no instruction breakpoint before the next instruction ends.
     pub(crate) resume: bool,

@@ -1,17 +1,13 @@
 //! Guest instructions that the engine executes itself, decoded: a small cache by
 //! exit number, and the fetch behind it.
 
-use iced_x86::{Decoder, DecoderOptions, Instruction};
+use iced_x86::{Decoder, Instruction};
 
 use crate::cpu::Cpu;
 use crate::exceptions::{Fault, GP, UD};
 use crate::mmu::walk::Access;
 
 const ENTRIES: usize = 256;
-/// As the translator decodes: see its `plan`.
-pub(crate) const OPTIONS: u32 = DecoderOptions::NO_MPFX_0FBC
-    | DecoderOptions::NO_MPFX_0FBD
-    | DecoderOptions::FORCE_RESERVED_NOP;
 
 /// Decoded instructions by exit number. Exit numbers mean the same instruction
 /// until the code cache is flushed.
@@ -53,14 +49,16 @@ impl Cpu {
         if !self.ram.read(walked.pa, &mut bytes[..first]) {
             return Err(GP);
         }
-        let mut instruction = decode(&bytes[..first], va);
+        // As the translator decodes.
+        let options = translator::decoder_options(self.executable);
+        let mut instruction = decode(&bytes[..first], va, options);
         if instruction.is_invalid() && first < bytes.len() {
             let next = (va | 0xfff).wrapping_add(1);
             let walked = self.walk(next, Access::Execute, mode)?;
             if !self.ram.read(walked.pa, &mut bytes[first..]) {
                 return Err(GP);
             }
-            instruction = decode(&bytes, va);
+            instruction = decode(&bytes, va, options);
         }
         if instruction.is_invalid() {
             Err(UD)
@@ -70,6 +68,6 @@ impl Cpu {
     }
 }
 
-fn decode(bytes: &[u8], va: u64) -> Instruction {
-    Decoder::with_ip(64, bytes, va, OPTIONS).decode()
+fn decode(bytes: &[u8], va: u64, options: u32) -> Instruction {
+    Decoder::with_ip(64, bytes, va, options).decode()
 }

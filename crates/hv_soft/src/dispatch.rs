@@ -11,9 +11,11 @@
 //! the cache) goes on by looking RIP up.
 
 use hv::{Error, Exit as Ended, Io};
-use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
+use iced_x86::{
+    EncodingKind, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
+};
 use translator::block::{Exit, FAULT_EXIT, INDIRECT_EXIT, Kind};
-use x86::control::vector;
+use x86::control::{cr4, vector};
 
 use crate::blocks::{Id, Key, Record};
 use crate::cpu::{Cpu, HOST_FLAGS, Phase, Run};
@@ -161,11 +163,9 @@ impl Cpu {
     }
 
     fn save_xmm(&mut self) {
-        let xmm = &self.context.xmm;
-        for (bytes, register) in self.fpu.0[160..416].chunks_exact_mut(16).zip(xmm) {
-            bytes[..8].copy_from_slice(&register[0].to_le_bytes());
-            bytes[8..].copy_from_slice(&register[1].to_le_bytes());
-        }
+        let mut fpu = self.fpu.clone();
+        self.put_xmm(&mut fpu);
+        self.fpu = fpu;
     }
 }
 
@@ -348,6 +348,7 @@ impl Run<'_> {
         let signal = self.context.fault_signal as i32;
         let trap = self.context.fault_trap as u8;
         match (signal, trap) {
+            (libc::SIGFPE, vector::XM) if self.regs.cr4 & cr4::OSXMMEXCPT == 0 => Err(UD),
             (libc::SIGFPE, vector::DE | vector::MF | vector::XM) | (libc::SIGILL, vector::UD) => {
                 Err(Fault::Exception(trap, None))
             }
@@ -399,12 +400,16 @@ impl Run<'_> {
     fn access(&mut self, record: &Record, missed: &Missed, stay: &Stay) -> Result<Next, Fault> {
         let va = self.context.scratch[0];
         let mode = self.mode();
-        if missed.size == 16 && va & 15 != 0 && wants_alignment(&self.decode(missed.number)?) {
+        let misaligned = matches!(missed.size, 16 | 32) && va & (u64::from(missed.size) - 1) != 0;
+        if misaligned && wants_alignment(&self.decode(missed.number)?) {
             // Before any page fault; where the page is there, the host's CPU finds out.
             return Err(GP);
         }
         if (va & 0xfff) as usize + usize::from(missed.size) > 4096 {
-            return self.slow_access(record, missed, stay);
+            let stack = missed.stack || on_stack(&self.decode(missed.number)?, missed.write);
+            return self
+                .slow_access(record, missed, stay)
+                .map_err(|fault| fault.on_stack(stack));
         }
         let place = match self.place(va, missed.write, mode) {
             Ok(place) => place,
@@ -642,10 +647,23 @@ fn on_stack(ins: &Instruction, write: bool) -> bool {
     implied || ins.memory_segment() == Register::SS
 }
 
-/// Does the instruction refuse a misaligned 16-byte operand? All of legacy SSE does
-/// (SDM vol. 1, 14.9.1), but for a few.
+/// Does the instruction refuse a misaligned operand of 16 or 32 bytes? All of legacy
+/// SSE does (SDM vol. 1, 14.9.1), but for a few; of VEX-encoded ones only moves that
+/// say so.
 fn wants_alignment(ins: &Instruction) -> bool {
     use Mnemonic as M;
+    if ins.code().encoding() == EncodingKind::VEX {
+        return matches!(
+            ins.mnemonic(),
+            M::Vmovaps
+                | M::Vmovapd
+                | M::Vmovdqa
+                | M::Vmovntps
+                | M::Vmovntpd
+                | M::Vmovntdq
+                | M::Vmovntdqa
+        );
+    }
     !matches!(
         ins.mnemonic(),
         M::Movups

@@ -1,6 +1,9 @@
 //! Into translated code and back: the context's memory, the thunks, and the
 //! CPU state that Rust does not know of (GS base, x87, MXCSR).
 //!
+//! Upper halves of YMM registers are the context's, as XMM registers are; the host's
+//! calling convention keeps none.
+//!
 //! Invariant: while a [`Stay`] lives, GS holds the context's address, the x87
 //! registers and MXCSR are the guest's, and all signals but the engine's are
 //! blocked: translated code has the guest's RSP, and a handler without
@@ -244,6 +247,29 @@ global_asm!(
     "movaps xmm10, gs:[{X}+160]", "movaps xmm11, gs:[{X}+176]",
     "movaps xmm12, gs:[{X}+192]", "movaps xmm13, gs:[{X}+208]",
     "movaps xmm14, gs:[{X}+224]", "movaps xmm15, gs:[{X}+240]",
+    // Upper halves only where there is something in them: see `translator::context`.
+    "cmp qword ptr gs:[{UL}], 0", "jne 3f",
+    // What the host left there is not for the guest, and not zero as it expects.
+    "cmp qword ptr gs:[{AV}], 0", "je 2f",
+    "vzeroupper", "jmp 2f",
+    "3:",
+    "vinsertf128 ymm0, ymm0, xmmword ptr gs:[{H}+0], 1",
+    "vinsertf128 ymm1, ymm1, xmmword ptr gs:[{H}+16], 1",
+    "vinsertf128 ymm2, ymm2, xmmword ptr gs:[{H}+32], 1",
+    "vinsertf128 ymm3, ymm3, xmmword ptr gs:[{H}+48], 1",
+    "vinsertf128 ymm4, ymm4, xmmword ptr gs:[{H}+64], 1",
+    "vinsertf128 ymm5, ymm5, xmmword ptr gs:[{H}+80], 1",
+    "vinsertf128 ymm6, ymm6, xmmword ptr gs:[{H}+96], 1",
+    "vinsertf128 ymm7, ymm7, xmmword ptr gs:[{H}+112], 1",
+    "vinsertf128 ymm8, ymm8, xmmword ptr gs:[{H}+128], 1",
+    "vinsertf128 ymm9, ymm9, xmmword ptr gs:[{H}+144], 1",
+    "vinsertf128 ymm10, ymm10, xmmword ptr gs:[{H}+160], 1",
+    "vinsertf128 ymm11, ymm11, xmmword ptr gs:[{H}+176], 1",
+    "vinsertf128 ymm12, ymm12, xmmword ptr gs:[{H}+192], 1",
+    "vinsertf128 ymm13, ymm13, xmmword ptr gs:[{H}+208], 1",
+    "vinsertf128 ymm14, ymm14, xmmword ptr gs:[{H}+224], 1",
+    "vinsertf128 ymm15, ymm15, xmmword ptr gs:[{H}+240], 1",
+    "2:",
     "push qword ptr gs:[{FL}]", "popfq",
     "mov rax, gs:[{G}+0]", "mov rcx, gs:[{G}+8]", "mov rdx, gs:[{G}+16]", "mov rbx, gs:[{G}+24]",
     "mov rsp, gs:[{G}+32]", "mov rbp, gs:[{G}+40]", "mov rsi, gs:[{G}+48]", "mov rdi, gs:[{G}+56]",
@@ -269,12 +295,35 @@ global_asm!(
     "movaps gs:[{X}+160], xmm10", "movaps gs:[{X}+176], xmm11",
     "movaps gs:[{X}+192], xmm12", "movaps gs:[{X}+208], xmm13",
     "movaps gs:[{X}+224], xmm14", "movaps gs:[{X}+240], xmm15",
+    "cmp qword ptr gs:[{UL}], 0", "je 2f",
+    "vextractf128 xmmword ptr gs:[{H}+0], ymm0, 1",
+    "vextractf128 xmmword ptr gs:[{H}+16], ymm1, 1",
+    "vextractf128 xmmword ptr gs:[{H}+32], ymm2, 1",
+    "vextractf128 xmmword ptr gs:[{H}+48], ymm3, 1",
+    "vextractf128 xmmword ptr gs:[{H}+64], ymm4, 1",
+    "vextractf128 xmmword ptr gs:[{H}+80], ymm5, 1",
+    "vextractf128 xmmword ptr gs:[{H}+96], ymm6, 1",
+    "vextractf128 xmmword ptr gs:[{H}+112], ymm7, 1",
+    "vextractf128 xmmword ptr gs:[{H}+128], ymm8, 1",
+    "vextractf128 xmmword ptr gs:[{H}+144], ymm9, 1",
+    "vextractf128 xmmword ptr gs:[{H}+160], ymm10, 1",
+    "vextractf128 xmmword ptr gs:[{H}+176], ymm11, 1",
+    "vextractf128 xmmword ptr gs:[{H}+192], ymm12, 1",
+    "vextractf128 xmmword ptr gs:[{H}+208], ymm13, 1",
+    "vextractf128 xmmword ptr gs:[{H}+224], ymm14, 1",
+    "vextractf128 xmmword ptr gs:[{H}+240], ymm15, 1",
+    // Rust's SSE code would be slow, and keep what was there.
+    "vzeroupper",
+    "2:",
     "mov eax, r15d",
     "pop r15", "pop r14", "pop r13", "pop r12", "pop rbx", "pop rbp",
     "ret",
     "kombi_exit_end:",
     HSP = const offset_of!(Context, host_rsp),
     X = const offset_of!(Context, xmm),
+    H = const offset_of!(Context, ymm_high),
+    UL = const offset_of!(Context, upper_live),
+    AV = const offset_of!(Context, avx),
     FL = const offset_of!(Context, rflags),
     G = const offset_of!(Context, gpr),
     S = const offset_of!(Context, scratch),
@@ -296,5 +345,41 @@ mod tests {
         let thunk = exit_thunk();
         assert!(thunk.len() > 100 && thunk.len() < 1024);
         assert_eq!(thunk.last(), Some(&0xc3));
+    }
+
+    // As translated code: shows YMM5 in the context, and leaves.
+    global_asm!(
+        ".globl kombi_show_ymm5",
+        ".hidden kombi_show_ymm5",
+        "kombi_show_ymm5:",
+        "vmovupd gs:[{H}], ymm5",
+        "xor r15d, r15d",
+        "jmp kombi_exit",
+        H = const offset_of!(Context, ymm_high),
+    );
+
+    unsafe extern "sysv64" {
+        fn kombi_show_ymm5();
+    }
+
+    #[test]
+    fn what_the_host_leaves_in_upper_halves_does_not_reach_the_guest() {
+        if !std::is_x86_feature_detected!("avx") {
+            return;
+        }
+        let mut context = ContextBox::new().unwrap();
+        let reset = x86::state::VcpuState::after_reset();
+        let mut fpu = Fpu([0; 512]);
+        fpu.0.copy_from_slice(&reset.xsave[..512]);
+        context.rflags = 2;
+        context.avx = 1;
+        context.xmm[5] = [1, 2];
+        context.resume = kombi_show_ymm5 as *const () as u64;
+        let stay = Stay::begin(&context, &fpu).unwrap();
+        // SAFETY: the CPU has AVX; the register is declared.
+        unsafe { asm!("vcmpps ymm5, ymm5, ymm5, 15", out("ymm5") _, options(nostack)) };
+        assert_eq!(stay.enter(&mut context), 0);
+        drop(stay);
+        assert_eq!(context.ymm_high[..2], [[1, 2], [0, 0]]);
     }
 }

@@ -14,8 +14,7 @@
 //! back), `fault` (signal handlers) and `guest_ram` (raw guest memory), each behind
 //! a safe interface; every other module forbids it.
 //!
-//! What is not enforced: CR0.TS and CR0.EM before x87 and SSE instructions, CR4.TSD
-//! before RDTSC. 32-bit code does not run: every transfer to it raises #GP.
+//! 32-bit code does not run: every transfer to it raises #GP.
 //!
 //! What a device writes into translated code is seen at the next exit from translated
 //! code, interrupts included; a guest that polls for the device without any exit runs
@@ -56,12 +55,14 @@ mod state;
 mod stats;
 mod stepping;
 mod translate;
+mod units;
 mod vcpu;
 
-pub use cpuid::host_check;
+pub use cpuid::{host_check, host_features};
 pub use partition::{Observer, Options, SoftHypervisor, SoftPartition};
 pub use stats::EngineStats;
 pub use vcpu::SoftVcpu;
+pub use x86::features::CpuModel;
 
 /// The engine's name, as in `--engine`.
 const NAME: &str = "soft";

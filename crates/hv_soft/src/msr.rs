@@ -60,7 +60,7 @@ impl Cpu {
             msr::FS_BASE => self.context.fs_base,
             msr::GS_BASE => self.context.gs_base,
             msr::KERNEL_GS_BASE => self.context.kernel_gs_base,
-            msr::TSC_AUX => self.regs.tsc_aux,
+            msr::TSC_AUX => self.context.tsc_aux,
             msr::KVM_SYSTEM_TIME => self.regs.kvm_system_time,
             msr::KVM_WALL_CLOCK => self.regs.kvm_wall_clock,
             _ => {
@@ -123,7 +123,7 @@ impl Cpu {
             msr::FS_BASE => self.context.fs_base = address(value)?,
             msr::GS_BASE => self.context.gs_base = address(value)?,
             msr::KERNEL_GS_BASE => self.context.kernel_gs_base = address(value)?,
-            msr::TSC_AUX => self.regs.tsc_aux = value,
+            msr::TSC_AUX => self.context.tsc_aux = value,
             // No branch records, no steps by branches: nothing to switch on.
             msr::DEBUGCTL if value != 0 => return Err(GP),
             // Read-only (SDM vol. 4, table 2-2).

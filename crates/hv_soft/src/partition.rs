@@ -5,6 +5,7 @@ use std::sync::Arc;
 use hv::{Error, GuestRam, Hypervisor, Interrupts, Partition};
 use translations::Translations;
 use translator::block::{Block, Request, Thunks};
+use x86::features::{CpuModel, Feature, Features};
 use x86::state::VcpuState;
 
 use crate::apic::Chips;
@@ -46,6 +47,8 @@ pub struct Options {
     /// Count guest instructions in [`EngineStats::instructions`]: costs a few
     /// percent of speed.
     pub count_instructions: bool,
+    /// The guests' CPU.
+    pub cpu_model: CpuModel,
 }
 
 impl Default for Options {
@@ -54,6 +57,7 @@ impl Default for Options {
             // A compiler's or V8's hot code is some 3 MiB and up; each byte becomes ten.
             code_cache_bytes: 128 << 20,
             count_instructions: false,
+            cpu_model: CpuModel::default(),
         }
     }
 }
@@ -133,6 +137,17 @@ impl Hypervisor for SoftHypervisor {
             doing: "install the signal handlers",
             source,
         })?;
+        let cpu_model = self.options.cpu_model;
+        let model = cpu_model
+            .on(crate::host_features())
+            .map_err(|missing| Error::HostLacks {
+                engine: crate::NAME,
+                lacks: format!(
+                    "CPU model {} needs {}; use --cpu-model host",
+                    cpu_model.name(),
+                    missing.names()
+                ),
+            })?;
         let bells: Vec<_> = (0..vcpus).map(|_| Arc::new(Doorbell::new())).collect();
         let chips = Arc::new(Chips::new(bells.clone()));
         let pages = Ram::new(memory.clone()).page_end();
@@ -143,7 +158,8 @@ impl Hypervisor for SoftHypervisor {
         for (id, bell) in bells.into_iter().enumerate() {
             let ram = Ram::new(memory.clone());
             let shared = (Arc::clone(&chips), Arc::clone(&peers));
-            let mut cpu = new_cpu(id as u32, ram, shared, clock, self.options)?;
+            let mut cpu = new_cpu(id as u32, ram, shared, clock, self.options, model)?;
+            cpu.units_changed();
             cpu.observer = self.observer;
             cpu.kept.clone_from(&self.kept);
             cpu.saver.clone_from(&saver);
@@ -159,6 +175,7 @@ fn new_cpu(
     (chips, peers): (Arc<Chips>, Arc<Peers>),
     clock: Clock,
     options: Options,
+    model: Features,
 ) -> Result<Cpu, Error> {
     let host = |doing| move |source| Error::Host { doing, source };
     let share = (options.code_cache_bytes / peers.count())
@@ -181,11 +198,12 @@ fn new_cpu(
     };
     let mut context = ContextBox::new().map_err(host("reserve the vCPU's context"))?;
     tlb::initialize(&mut context, thunks.jump_miss);
+    context.avx = u64::from(model.has(Feature::Avx));
     let pages = ram.page_end();
     let translator = translator::Translator::new(options.translator());
     let reset = VcpuState::after_reset();
     let mut fpu = Fpu([0; 512]);
-    fpu.0.copy_from_slice(&reset.fxsave);
+    fpu.0.copy_from_slice(&reset.xsave[..512]);
     Ok(Cpu {
         context,
         regs: Registers::at_reset(&reset),
@@ -206,6 +224,9 @@ fn new_cpu(
         chips,
         clock,
         id,
+        cpu_model: options.cpu_model,
+        model,
+        executable: model,
         halted: false,
         resume: false,
         stepping: Stepping::default(),
@@ -233,6 +254,7 @@ impl Registers {
             cr3: 0,
             cr4: 0,
             efer: 0,
+            xcr0: state.xcr0,
             cpl: 0,
             segments: state.segments,
             tr: state.tr,
@@ -244,7 +266,6 @@ impl Registers {
             lstar: 0,
             cstar: 0,
             fmask: 0,
-            tsc_aux: 0,
             plain_msrs: PLAIN.map(|(_, value)| value),
             kvm_system_time: 0,
             kvm_wall_clock: 0,

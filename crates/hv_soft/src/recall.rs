@@ -66,6 +66,7 @@ impl Translating {
             va: request.va,
             mode: request.mode,
             kind: request.kind,
+            features: request.features.bits(),
         };
         let placing = Placing {
             place: request.place,

@@ -2,13 +2,15 @@
 
 use hv::Error;
 use x86::control::{cr0, cr4, efer};
+use x86::features::Feature;
 use x86::registers::rflags;
 use x86::state::{PendingEvents, VcpuState};
+use x86::xsave as area;
 use x86::{descriptor, msr, paging};
 
 use crate::cpu::{Cpu, Phase};
 use crate::enter::{Fpu, MXCSR_MASK};
-use crate::interp::CR4_KNOWN;
+use crate::interp::{CR4_KNOWN, xcr0_is_valid};
 use crate::msr::PLAIN;
 
 fn refuse(why: impl Into<String>) -> Error {
@@ -38,7 +40,7 @@ impl Cpu {
             (msr::CSTAR, regs.cstar),
             (msr::FMASK, regs.fmask),
             (msr::KERNEL_GS_BASE, context.kernel_gs_base),
-            (msr::TSC_AUX, regs.tsc_aux),
+            (msr::TSC_AUX, context.tsc_aux),
             (msr::TSC, self.clock.now()),
             (msr::KVM_SYSTEM_TIME, regs.kvm_system_time),
             (msr::KVM_WALL_CLOCK, regs.kvm_wall_clock),
@@ -64,10 +66,10 @@ impl Cpu {
             cr3: regs.cr3,
             cr4: regs.cr4,
             cr8: u64::from(self.apic.tpr() >> 4),
-            xcr0: 1,
+            xcr0: regs.xcr0,
             efer: regs.efer,
             debug: regs.debug,
-            fxsave: self.fpu.0.to_vec(),
+            xsave: self.xsave_area(),
             msrs,
             apic: apic.save(self.clock.now()),
             events: PendingEvents {
@@ -81,7 +83,7 @@ impl Cpu {
 
     /// Replaces the state. On an error nothing has changed.
     pub(crate) fn set_state(&mut self, state: &VcpuState) -> Result<(), Error> {
-        let fpu = check(state)?;
+        let fpu = self.check(state)?;
         let mut apic = self.apic.clone();
         let now = self.clock.now();
         apic.load(&state.apic, now)
@@ -96,6 +98,8 @@ impl Cpu {
         context.gs_base = state.segments[VcpuState::GS].base;
         self.set_rflags(state.rflags);
         self.fpu = fpu;
+        let upper = in_area(state) & area::AVX != 0;
+        self.load_upper(state.xsave.get(area::YMM_HIGH).filter(|_| upper));
         let regs = &mut self.regs;
         regs.segments = state.segments;
         regs.cpl = (state.segments[VcpuState::SS].rights >> 5) as u8 & 3;
@@ -105,6 +109,7 @@ impl Cpu {
         (regs.tr, regs.ldtr, regs.gdt, regs.idt) = (state.tr, state.ldtr, state.gdt, state.idt);
         (regs.cr0, regs.cr2, regs.cr3, regs.cr4) = (state.cr0, state.cr2, state.cr3, state.cr4);
         regs.efer = state.efer;
+        regs.xcr0 = state.xcr0;
         regs.debug = state.debug;
         for &(index, value) in &state.msrs {
             self.load_msr(index, value)?;
@@ -121,6 +126,7 @@ impl Cpu {
         self.flush_all();
         self.breakpoints.hit = 0;
         self.rearm();
+        self.units_changed();
         Ok(())
     }
 
@@ -132,7 +138,7 @@ impl Cpu {
             msr::LSTAR => regs.lstar = value,
             msr::CSTAR => regs.cstar = value,
             msr::FMASK => regs.fmask = value,
-            msr::TSC_AUX => regs.tsc_aux = value,
+            msr::TSC_AUX => self.context.tsc_aux = value & 0xffff_ffff,
             msr::KERNEL_GS_BASE => self.context.kernel_gs_base = value,
             msr::KVM_WALL_CLOCK => regs.kvm_wall_clock = value,
             msr::KVM_SYSTEM_TIME => {
@@ -155,30 +161,76 @@ impl Cpu {
     }
 }
 
-/// Whether this engine can run a state; its x87 and SSE registers.
-fn check(state: &VcpuState) -> Result<Fpu, Error> {
-    let long = efer::LME | efer::LMA;
-    let waits = state.events.waits_for_startup;
-    let in_long_mode = state.efer & long == long
-        && state.cr0 & (cr0::PE | cr0::PG) == cr0::PE | cr0::PG
-        && state.cr4 & cr4::PAE != 0
-        && state.segments[VcpuState::CS].rights & descriptor::LONG != 0;
-    if !waits && !in_long_mode {
-        return Err(refuse("it is not in 64-bit mode"));
+/// XSTATE_BV of the area in a state.
+fn in_area(state: &VcpuState) -> u64 {
+    let word = state.xsave.get(area::XSTATE_BV..);
+    let word = word.and_then(|bytes| bytes.first_chunk::<8>());
+    word.copied().map_or(0, u64::from_le_bytes)
+}
+
+impl Cpu {
+    /// The registers outside of a run, as XSAVE stores them.
+    fn xsave_area(&self) -> Vec<u8> {
+        let avx = self.model.has(Feature::Avx);
+        let len = if avx {
+            area::AVX_BYTES
+        } else {
+            area::SSE_BYTES
+        };
+        let mut bytes = vec![0; len];
+        bytes[..area::LEGACY_BYTES].copy_from_slice(&self.fpu.0);
+        let mut there = area::X87 | area::SSE;
+        if avx && self.context.upper_live != 0 {
+            there |= area::AVX;
+            self.save_upper(&mut bytes[area::YMM_HIGH]);
+        }
+        bytes[area::XSTATE_BV..][..8].copy_from_slice(&there.to_le_bytes());
+        bytes
     }
-    if state.cr4 & !CR4_KNOWN != 0 {
-        return Err(refuse(format!(
-            "CR4 {:#x} has features that it lacks",
-            state.cr4
-        )));
+
+    /// Whether this CPU can run a state; its x87 and SSE registers.
+    fn check(&self, state: &VcpuState) -> Result<Fpu, Error> {
+        let long = efer::LME | efer::LMA;
+        let waits = state.events.waits_for_startup;
+        let in_long_mode = state.efer & long == long
+            && state.cr0 & (cr0::PE | cr0::PG) == cr0::PE | cr0::PG
+            && state.cr4 & cr4::PAE != 0
+            && state.segments[VcpuState::CS].rights & descriptor::LONG != 0;
+        if !waits && !in_long_mode {
+            return Err(refuse("it is not in 64-bit mode"));
+        }
+        if state.cr4 & !(CR4_KNOWN | self.cr4_of_model()) != 0 {
+            return Err(refuse(format!(
+                "CR4 {:#x} has features that it lacks",
+                state.cr4
+            )));
+        }
+        if state.rflags & rflags::VM != 0 || !paging::is_canonical(state.rip) {
+            return Err(refuse("RFLAGS or RIP cannot be in 64-bit mode"));
+        }
+        let there = in_area(state);
+        let long_enough = if there & area::AVX != 0 {
+            state.xsave.len() >= area::AVX_BYTES
+        } else {
+            state.xsave.len() >= area::SSE_BYTES
+        };
+        let supported = self.xcr0_supported();
+        if !long_enough || there & !supported != 0 || !xcr0_is_valid(state.xcr0, supported) {
+            return Err(refuse("its XSAVE area or XCR0 is not this CPU's"));
+        }
+        let mut fpu = Fpu([0; 512]);
+        fpu.0.copy_from_slice(&state.xsave[..area::LEGACY_BYTES]);
+        let reset = area::after_reset();
+        if there & area::X87 == 0 {
+            fpu.0[..area::MXCSR].copy_from_slice(&reset[..area::MXCSR]);
+            fpu.0[area::X87_REGISTERS].fill(0);
+        }
+        if there & area::SSE == 0 {
+            fpu.0[area::XMM].fill(0);
+        }
+        if fpu.mxcsr() & !MXCSR_MASK != 0 {
+            return Err(refuse("MXCSR has reserved bits set"));
+        }
+        Ok(fpu)
     }
-    if state.rflags & rflags::VM != 0 || !paging::is_canonical(state.rip) {
-        return Err(refuse("RFLAGS or RIP cannot be in 64-bit mode"));
-    }
-    let image: Result<[u8; 512], _> = state.fxsave.as_slice().try_into();
-    let fpu = Fpu(image.map_err(|_| refuse("the FXSAVE image is not 512 bytes"))?);
-    if fpu.mxcsr() & !MXCSR_MASK != 0 {
-        return Err(refuse("MXCSR has reserved bits set"));
-    }
-    Ok(fpu)
 }

@@ -153,6 +153,7 @@ impl Cpu {
             va: key.va,
             mode: key.mode,
             kind: key.kind,
+            features: self.executable,
             place: self.blocks.buf.address(self.blocks.buf.used()),
             first_exit: self.blocks.next_exit(),
             thunks: self.blocks.thunks,

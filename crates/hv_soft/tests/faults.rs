@@ -3,6 +3,7 @@
 mod bare;
 
 use bare::{CODE, DATA, DEVICE, Machine, STACK, STOP, UNMAPPED};
+use hv_soft::{CpuModel, Options};
 use iced_x86::code_asm::*;
 
 #[test]
@@ -138,7 +139,10 @@ fn instructions_that_cpuid_does_not_show_are_undefined() {
         &[0x0f, 0x0b],                         // ud2
     ];
     for bytes in hidden {
-        let mut machine = Machine::new();
+        let mut machine = Machine::with(Options {
+            cpu_model: CpuModel::V2,
+            ..Options::default()
+        });
         machine.put(CODE, bytes);
         let exception = machine.run_to_exception();
         assert_eq!((exception.vector, exception.rip), (6, CODE), "{bytes:x?}");

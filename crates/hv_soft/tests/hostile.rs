@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use bare::{CODE, DATA, DEVICE, DEVICE_PA, Machine, STACK, STOP, UNMAPPED};
 use hv::{Exit, Gpa, Io, Kick, Vcpu, VcpuState};
+use hv_soft::{CpuModel, Options, host_features};
+use x86::features::Feature;
 use x86::state::Segment;
 
 /// How often a guest is kicked: the longest that one case runs.
@@ -101,7 +103,18 @@ impl Drop for Hostile {
 
 impl Hostile {
     fn new() -> Self {
-        let machine = Machine::new();
+        Self::on(Machine::new())
+    }
+
+    /// With all instructions that there are.
+    fn with_host_model() -> Self {
+        Self::on(Machine::with(Options {
+            cpu_model: CpuModel::Host,
+            ..Options::default()
+        }))
+    }
+
+    fn on(machine: Machine) -> Self {
         let over = Arc::new(AtomicBool::new(false));
         let (kicker, ended) = (machine.vcpu.kicker(), Arc::clone(&over));
         std::thread::spawn(move || {
@@ -537,22 +550,41 @@ fn prefixes_piled_up_before_any_opcode_do_no_harm() {
     }
 }
 
+/// Lets a machine of the host's model use AVX and the instructions for segment bases.
+fn switch_on(machine: &mut Machine) {
+    let has = |feature| host_features().has(feature);
+    machine.change(|state| {
+        if has(Feature::Fsgsbase) {
+            state.cr4 |= 1 << 16;
+        }
+        if has(Feature::Xsave) {
+            state.cr4 |= 1 << 18;
+        }
+        if has(Feature::Avx) {
+            state.xcr0 = 7;
+        }
+    });
+}
+
 #[test]
 fn every_opcode_of_every_map_with_random_operands_does_no_harm() {
-    let mut hostile = Hostile::new();
+    let mut hostile = Hostile::with_host_model();
     let mut random = Random::new(6);
-    let maps: [&[u8]; 6] = [
+    let maps: [&[u8]; 8] = [
         &[],
         &[0x0f],
         &[0x0f, 0x38],
         &[0x0f, 0x3a],
-        &[0xc5, 0xf9],       // VEX
-        &[0xc4, 0xe2, 0x79], // VEX, 0F 38
+        &[0xc5, 0xf9],             // VEX
+        &[0xc4, 0xe2, 0x79],       // VEX, 0F 38
+        &[0xc4, 0xe3, 0x7d],       // VEX.256, 0F 3A
+        &[0x62, 0xf2, 0x7d, 0x48], // EVEX
     ];
     for user in [false, true] {
         for map in maps {
             for opcode in 0..=255_u8 {
                 hostile.machine.reset();
+                switch_on(&mut hostile.machine);
                 if user {
                     hostile.become_user();
                 }
@@ -577,10 +609,11 @@ fn every_opcode_of_every_map_with_random_operands_does_no_harm() {
 
 #[test]
 fn random_bytes_as_code_do_no_harm() {
-    let mut hostile = Hostile::new();
+    let mut hostile = Hostile::with_host_model();
     let mut random = Random::new(7);
     for case in 0..cases(1000) {
         hostile.machine.reset();
+        switch_on(&mut hostile.machine);
         if case % 3 == 0 {
             hostile.become_user();
         }

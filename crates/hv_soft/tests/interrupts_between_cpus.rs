@@ -3,9 +3,12 @@
 mod bare;
 mod several;
 
-use bare::{DATA, STOP};
+use bare::{DATA, Machine, STACK, STOP};
+use hv::Vcpu;
+use hv_soft::{CpuModel, Options, host_features};
 use iced_x86::code_asm::*;
 use several::*;
+use x86::xsave;
 
 const COUNT: u64 = DATA;
 
@@ -221,4 +224,62 @@ fn a_non_maskable_interrupt_wakes_a_cpu_that_halted_with_interrupts_off() {
     machine.set_gate(2, handler);
     run_to_stop(&mut machine);
     assert_eq!(machine.word(COUNT), 1);
+}
+
+/// SDM vol. 3, table 9-1.
+#[test]
+fn init_leaves_avx_registers_and_xcr0_as_they_were() {
+    let cpu_model = CpuModel::V3;
+    if cpu_model.on(host_features()).is_err() {
+        return;
+    }
+    let (upper, page, started) = (0x0123_4567_89ab_cdef, 0x70, 0x7_0100);
+    let options = Options {
+        cpu_model,
+        ..Options::default()
+    };
+    let mut machine = Machine::with_vcpus(options, 2);
+    let mut state = bare::state();
+    state.rip = code_of(1);
+    state.gpr[4] = STACK + 0x1000;
+    state.cr4 |= 1 << 18; // OSXSAVE
+    state.xcr0 = 7;
+    machine.others[0].set_state(&state).unwrap();
+    machine.put_word(DATA + 128 + 16, upper);
+    machine.code_at(code_of(1), |asm| {
+        let mut again = asm.create_label();
+        asm.vmovdqu(ymm3, ymmword_ptr(DATA + 128)).unwrap();
+        asm.inc(qword_ptr(COUNT)).unwrap();
+        asm.set_label(&mut again).unwrap();
+        asm.pause().unwrap();
+        asm.jmp(again).unwrap();
+    });
+    // mov ax, 0x7000; mov ds, ax; mov byte [0x100], 1; jmp $
+    machine.put(
+        page << 12,
+        &[0xb8, 0, 0x70, 0x8e, 0xd8, 0xc6, 0x06, 0, 1, 1, 0xeb, 0xfe],
+    );
+    machine.code_at(code_of(0), |asm| {
+        let mut wait = asm.create_label();
+        let mut wait_again = asm.create_label();
+        enable_apic(asm);
+        asm.set_label(&mut wait).unwrap();
+        asm.pause().unwrap();
+        asm.cmp(qword_ptr(COUNT), 1).unwrap();
+        asm.jne(wait).unwrap();
+        msr(asm, 0x830, 1 << 32 | 0x4500);
+        msr(asm, 0x830, 1 << 32 | 0x4600 | page);
+        asm.set_label(&mut wait_again).unwrap();
+        asm.pause().unwrap();
+        asm.cmp(byte_ptr(started), 1).unwrap();
+        asm.jne(wait_again).unwrap();
+        asm.out(i32::from(STOP), al).unwrap();
+        asm.cli().unwrap();
+        asm.hlt().unwrap();
+    });
+    run_to_stop(&mut machine);
+    let state = machine.others[0].state().unwrap();
+    assert_eq!((state.xcr0, state.cr4), (7, 0));
+    let third = &state.xsave[xsave::YMM_HIGH][3 * 16..];
+    assert_eq!(third[..8], u64::to_le_bytes(upper));
 }

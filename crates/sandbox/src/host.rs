@@ -7,8 +7,9 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use blueprint::Engine;
+use blueprint::{CpuModel, Engine};
 use serde::Serialize;
+use x86::features::Features;
 
 use crate::Error;
 
@@ -41,6 +42,17 @@ pub struct Feature {
     pub used_for: &'static str,
 }
 
+/// A CPU model, and whether this host can give it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Model {
+    /// As in `--cpu-model`.
+    pub name: &'static str,
+    /// What the guest gets, as `/proc/cpuinfo` calls it; nothing when it cannot be.
+    pub features: Vec<&'static str>,
+    /// What the host lacks.
+    pub missing: Vec<&'static str>,
+}
+
 /// What a host offers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Host {
@@ -52,6 +64,8 @@ pub struct Host {
     pub cpus: usize,
     /// What the software engine looks for.
     pub cpu_features: Vec<Feature>,
+    /// The CPU models that guests may have.
+    pub cpu_models: Vec<Model>,
     /// Memory of the host, in bytes.
     pub memory_total_bytes: u64,
     /// Memory that can be had without swapping, in bytes.
@@ -84,6 +98,7 @@ impl Host {
             cpu_model: cpuinfo_field(&cpuinfo, "model name").to_owned(),
             cpus: std::thread::available_parallelism().map_or(1, Into::into),
             cpu_features: features(&cpuinfo),
+            cpu_models: models(Features::of_host()),
             memory_total_bytes: meminfo_bytes(&meminfo, "MemTotal"),
             memory_available_bytes: meminfo_bytes(&meminfo, "MemAvailable"),
             uid: rustix::process::geteuid().as_raw(),
@@ -129,6 +144,43 @@ pub fn choose_engine(asked: Engine, vcpus: u8) -> Result<Engine, Error> {
         }
         Engine::Auto | Engine::Soft => Ok(Engine::Soft),
     }
+}
+
+/// Whether this host can give a CPU model.
+///
+/// # Errors
+/// [`Error::Engine`] names what is missing.
+pub fn check_cpu_model(model: CpuModel) -> Result<(), Error> {
+    let refused = |missing: Features| Error::Engine {
+        engine: "soft",
+        cause: format!(
+            "CPU model {} needs {}, which this processor lacks",
+            model.name(),
+            missing.names()
+        ),
+        way_out: "use --cpu-model v2, or a host that has it",
+    };
+    model.on(Features::of_host()).map(drop).map_err(refused)
+}
+
+fn models(host: Features) -> Vec<Model> {
+    let names = |features: Features| -> Vec<_> {
+        let of_cpuid = features.iter().filter(|feature| feature.place().is_some());
+        of_cpuid.map(x86::features::Feature::name).collect()
+    };
+    let one = |model: CpuModel| match model.on(host) {
+        Ok(features) => Model {
+            name: model.name(),
+            features: names(features),
+            missing: Vec::new(),
+        },
+        Err(missing) => Model {
+            name: model.name(),
+            features: Vec::new(),
+            missing: names(missing),
+        },
+    };
+    CpuModel::ALL.map(one).into()
 }
 
 fn open_kvm(path: &Path) -> io::Result<()> {
@@ -216,6 +268,17 @@ mod tests {
             host.missing_features(),
             ["ssse3", "sse4_1", "sse4_2", "lahf_lm"]
         );
+    }
+
+    #[test]
+    fn a_model_that_cannot_be_says_what_is_missing() {
+        use x86::features::Feature;
+        let host = Features::EVERYTHING.without(Features::of(&[Feature::Avx2]));
+        let models = models(host);
+        let of = |name| models.iter().find(|model| model.name == name).unwrap();
+        assert_eq!(of("v3").missing, ["avx2"]);
+        assert!(of("v2").missing.is_empty() && of("v2").features.contains(&"sse4_2"));
+        assert!(of("host").features.contains(&"avx"));
     }
 
     #[test]

@@ -31,8 +31,8 @@ mod session;
 mod vmm_process;
 
 pub use assets::Search;
-pub use blueprint::Engine;
 pub use blueprint::limits::VCPU_COUNT_MAX;
+pub use blueprint::{CpuModel, Engine};
 pub use control::{Control, NoControl, Request};
 pub use error::{EXIT_KOMBI, Error};
 pub use exit_status::{Ended, signal_name};

@@ -11,8 +11,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use blueprint::{
-    BootSourceDraft, Draft, DriveDraft, Engine, EntropyDraft, MachineConfigDraft, SerialDraft,
-    VsockDraft,
+    BootSourceDraft, CpuModel, Draft, DriveDraft, Engine, EntropyDraft, MachineConfigDraft,
+    SerialDraft, VsockDraft,
 };
 use guest_wire::{
     CONTROL_PORT, FrameDecoder, Hello, HostMessage, MachineSpec, ProcessSpec, StartSpec,
@@ -64,6 +64,8 @@ pub struct Plan {
     pub engine: Engine,
     /// The monitor's `--translation-cache`, where it is not to choose.
     pub translation_cache: Option<OsString>,
+    /// The guest's CPU.
+    pub cpu_model: CpuModel,
     /// From the monitor's start to the first word of the guest's init.
     pub boot_timeout: Duration,
     /// Copy the console and the monitor's log to standard error.
@@ -85,6 +87,7 @@ impl Plan {
         if let Some(name) = &self.name {
             check_name(name)?;
         }
+        host::check_cpu_model(self.cpu_model)?;
         host::choose_engine(self.engine, self.vcpus)
     }
 
@@ -160,6 +163,7 @@ impl Plan {
                 mem_size_mib: Some(self.memory_mib.into()),
                 smt: None,
                 engine: Some(engine),
+                cpu_model: Some(self.cpu_model),
             },
             drives: drives.collect(),
             vsock: Some(VsockDraft {

@@ -1,7 +1,7 @@
 //! One kept block as bytes.
 //!
 //! ```text
-//! crc len │ va guest_len instructions code_len entries stale mode kind counts │
+//! crc len │ va guest_len instructions code_len entries stale mode kind counts features │
 //! guest bytes │ consulted: va len bytes … │ exits │ positions │ relocations │ code
 //! ```
 //!
@@ -16,7 +16,7 @@ use translator::context::Mode;
 use translator::{Relocation, Target};
 
 /// Bytes before the guest's.
-const HEAD: usize = 40;
+const HEAD: usize = 48;
 const EXIT: usize = 12;
 const CONSULTED_HEAD: usize = 10;
 /// Longest code that relocations can speak of.
@@ -32,13 +32,16 @@ pub struct Key {
     pub mode: Mode,
     /// Form.
     pub kind: Kind,
+    /// What the guest may execute: [`translator::Request::features`] as a number.
+    pub features: u64,
 }
 
 impl Key {
     /// Spreads keys evenly; for finding candidates only.
     pub(crate) fn hash(self) -> u64 {
         let bits = u64::from(self.mode as u8) << 2 | u64::from(kind_number(self.kind));
-        let mixed = (self.va ^ bits << 59).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.va ^ bits << 59 ^ self.features.rotate_left(16))
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let mixed = (mixed ^ mixed >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93);
         mixed ^ mixed >> 29
     }
@@ -108,6 +111,7 @@ fn write_all(key: Key, block: &Block, guest: &dyn GuestCode, out: &mut Vec<u8>) 
     ] {
         out.extend(u16::try_from(count).ok()?.to_le_bytes());
     }
+    out.extend(key.features.to_le_bytes());
     debug_assert_eq!(out.len() - start, HEAD);
     write_guest(guest, key.va, usize::from(block.guest_len), out)?;
     for Consulted { va, len } in &block.consulted {
@@ -188,6 +192,7 @@ impl<'a> Record<'a> {
             va: u64::from_le_bytes(*head[8..].first_chunk()?),
             mode: mode_of(head[28])?,
             kind: kind_of(head[29] & !CROSSES)?,
+            features: u64::from_le_bytes(*head[40..].first_chunk()?),
         };
         let mut rest = Rest(bytes.get(HEAD..)?);
         let guest = rest.take(usize::from(half(16)))?;

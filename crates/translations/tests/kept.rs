@@ -60,6 +60,7 @@ fn key(va: u64, kind: Kind) -> Key {
         va,
         mode: Mode::Kernel,
         kind,
+        features: translator::Features::EVERYTHING.bits(),
     }
 }
 
@@ -68,6 +69,7 @@ fn translate(key: Key, pages: &Pages) -> Option<Block> {
         va: key.va,
         mode: key.mode,
         kind: key.kind,
+        features: translator::Features::EVERYTHING,
         place: 0x7000_0000,
         first_exit: 100,
         thunks: Thunks {
@@ -177,6 +179,21 @@ fn what_was_kept_is_found_again_before_and_after_a_save() {
     assert_eq!(found(&kept, &guest(1)), count);
     let counts = kept.counts();
     assert_eq!((counts.found, counts.in_file), (count as u64, count as u32));
+}
+
+#[test]
+fn what_was_kept_for_one_cpu_is_not_found_for_another() {
+    let (_dir, folder, _) = saved();
+    let kept = reopened(&folder);
+    let pages = guest(1);
+    let mut block = Block::default();
+    let mut finds = |key| kept.find(key, |va, bytes| pages.holds(va, bytes), &mut block);
+    let own = key(VA, Kind::Grouped);
+    assert!(finds(own));
+    for bit in 0..64 {
+        let features = own.features ^ 1 << bit;
+        assert!(!finds(Key { features, ..own }), "feature {bit}");
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use translator::context::Mode;
 use translator::{Block, GuestCode, Kind, Options, Refused, Request, Thunks, Translator};
+use x86::features::Features;
 
 struct Text {
     start: u64,
@@ -76,6 +77,7 @@ fn main() {
                 va,
                 mode: Mode::Kernel,
                 kind: Kind::Grouped,
+                features: Features::EVERYTHING,
                 place: 0x7000_0000,
                 first_exit: 2,
                 thunks: Thunks::default(),

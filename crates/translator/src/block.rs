@@ -1,5 +1,7 @@
 //! What the translator is asked and what it answers.
 
+use x86::features::Features;
+
 use crate::context::Mode;
 use crate::relocation::Relocation;
 
@@ -60,6 +62,9 @@ pub struct Request {
     pub mode: Mode,
     /// Form.
     pub kind: Kind,
+    /// What the guest's CPU has, less what is switched off: instructions of other
+    /// features are left to the engine. Decides what code comes out.
+    pub features: Features,
     /// Host address at which the first byte of code will run.
     pub place: u64,
     /// Number of the first exit of this block.

@@ -9,7 +9,15 @@
 //! | r14 ([`S1`]), r15 ([`S2`]) | scratch; the guest's live in [`Context::gpr`] |
 //! | RFLAGS status bits and DF | the guest's; IF and the rest live in the context |
 //! | XMM0–15, MXCSR, x87/MMX | the guest's |
+//! | upper halves of YMM0–15 | the guest's; zero unless [`Context::upper_live`] |
 //! | GS base | this structure; FS is the host's TLS and never touched |
+//!
+//! An instruction that may set bits in the upper half of a YMM register sets
+//! [`Context::upper_live`] before, VZEROUPPER and VZEROALL clear it. Only while it is
+//! set are these halves saved on leaving and loaded on entering: code without AVX
+//! pays nothing for them, and runs on registers whose upper halves the CPU knows to
+//! be unused. Where they are not loaded they are zeroed if the guest could see them:
+//! libraries of the host may leave something there.
 //!
 //! The engine allocates a zeroed [`Context`], page-aligned, and keeps it put.
 
@@ -162,14 +170,21 @@ pub struct Context {
     pub user_access_jump_mask: u64,
     /// Where no interrupt may come: the address behind the last STI.
     pub shadow: u64,
-    /// Keeps `xmm` at a multiple of 16 bytes.
-    pub reserved: u64,
+    /// Not zero when an upper half of a YMM register may not be zero.
+    pub upper_live: u64,
+    /// IA32_TSC_AUX.
+    pub tsc_aux: u64,
+    /// Not zero when the guest's CPU has AVX: what the host left in upper halves is
+    /// then zeroed on entering.
+    pub avx: u64,
     /// Guest instructions executed, where counting is on: kernel, user.
     pub instructions: [u64; 2],
     /// Host MXCSR while inside; the guest's while outside.
     pub mxcsr: [u32; 2],
     /// XMM registers while outside.
     pub xmm: [[u64; 2]; 16],
+    /// Upper halves of YMM registers while outside.
+    pub ymm_high: [[u64; 2]; 16],
     /// TLBs by [`Mode`].
     pub tlb: [Tlb; MODES],
     /// Jump caches by [`Mode`].

@@ -8,13 +8,17 @@ use crate::emitter::Emitter;
 use crate::homes;
 use crate::plan::Step;
 use crate::reencode::reencode;
-use crate::registers::{encoding, general};
+use crate::registers::{encoding, general, is_general32};
 
 const RCX: u8 = 1;
 const RSI: u8 = 6;
 
 impl Emitter<'_> {
     pub(crate) fn copy(&mut self, step: &Step) {
+        if step.dirties_upper && !self.upper_live {
+            self.asm.store_immediate(context!(upper_live), 1);
+            self.upper_live = true;
+        }
         if !step.memory {
             return self.copy_registers(step);
         }
@@ -22,21 +26,79 @@ impl Emitter<'_> {
             size: step.size,
             write: step.write,
         };
-        let operand = self.operand(step, access, step.high_byte);
-        if step.high_byte {
-            // With REX, AH would become SPL: the address must be in a low register.
-            self.asm.store(RSI, context!(temp));
-            self.asm.lea(RSI, operand);
-            reencode(
-                self.asm,
-                step.row,
-                &step.ins,
-                Some((Memory::at(RSI, 0), NONE)),
-            );
-            self.asm.load(RSI, context!(temp));
-            return;
+        let operand = self.operand(step, access, step.wants_low_address());
+        if step.wants_low_address() {
+            return self.with_low_address(step, operand);
         }
         self.with_scratch(step, operand);
+    }
+
+    /// With REX, AH would become SPL; with r14 and r15 as operands no scratch register
+    /// is left. The address goes into RSI, which such an instruction does not name.
+    fn with_low_address(&mut self, step: &Step, operand: Memory) {
+        self.asm.store(RSI, context!(temp));
+        self.asm.lea(RSI, operand);
+        let memory = Memory::at(RSI, 0);
+        if step.high_byte {
+            reencode(self.asm, step.row, &step.ins, Some((memory, NONE)));
+        } else {
+            self.forget();
+            self.asm.load(S1, guest_register(S1));
+            self.asm.load(S2, guest_register(S2));
+            // Each in its own place.
+            crate::reencode::reencode_in_place(self.asm, step.row, &step.ins, memory);
+            for n in 0..2 {
+                if step.scratch_written >> n & 1 != 0 {
+                    self.asm.store(S1 + n, guest_register(S1 + n));
+                }
+            }
+        }
+        self.asm.load(RSI, context!(temp));
+    }
+
+    /// VZEROUPPER and VZEROALL: from here on there is nothing in the upper halves.
+    pub(crate) fn zero_upper(&mut self, step: &Step) {
+        reencode(self.asm, step.row, &step.ins, None);
+        self.asm.store_immediate(context!(upper_live), 0);
+        self.upper_live = false;
+    }
+
+    /// RDTSCP and RDPID, without the host's TSC_AUX.
+    pub(crate) fn read_tsc_aux(&mut self, step: &Step) {
+        if step.ins.op_count() == 0 {
+            // LFENCE waits as RDTSCP does.
+            self.asm.bytes([0x0f, 0xae, 0xe8, 0x0f, 0x31]);
+            self.asm.load(RCX, context!(tsc_aux));
+        } else {
+            self.load_general(step.ins.op0_register(), context!(tsc_aux));
+        }
+    }
+
+    /// RDFSBASE and RDGSBASE.
+    pub(crate) fn read_base(&mut self, step: &Step) {
+        let from = if step.row.reg & 7 == 0 {
+            context!(fs_base)
+        } else {
+            context!(gs_base)
+        };
+        self.load_general(step.ins.op0_register(), from);
+    }
+
+    /// A guest register of 32 or 64 bits from the context.
+    fn load_general(&mut self, register: iced_x86::Register, from: i32) {
+        let (_, to) = encoding(register);
+        let target = if to >= 14 { S1 } else { to };
+        self.asm.load(target, from);
+        if is_general32(register) {
+            // mov target32, target32
+            let (high, low) = (target >> 3, target & 7);
+            let (rex, modrm) = (0x40 | high << 2 | high, 0xc0 | low << 3 | low);
+            self.asm.bytes([rex, op::LOAD, modrm]);
+        }
+        if to >= 14 {
+            self.forget();
+            self.asm.store(S1, guest_register(to));
+        }
     }
 
     /// Guest r14 is loaded into host r14, r15 into r15.

@@ -96,6 +96,8 @@ pub(crate) struct Emitter<'a> {
     pub s1_stack: bool,
     /// S2 holds the addend of the open group on this base.
     pub s2_group: Option<u8>,
+    /// The context knows that upper halves of YMM registers are in use.
+    pub upper_live: bool,
     /// Where jumps to the block's own start lead, if they may.
     pub own_entry: Option<u32>,
 }

@@ -15,7 +15,7 @@ use iced_x86::{Decoder, Instruction, Mnemonic, OpKind, RflagsBits};
 use crate::access::RSP;
 use crate::assembler::Assembler;
 use crate::block::{Consulted, GuestCode, Kind, Request};
-use crate::plan::{DECODER_OPTIONS, Step};
+use crate::plan::{Step, decoder_options};
 use crate::reencode::{operand_kind, operand_register, reencode};
 use crate::registers::{Bank, encoding, general};
 use crate::table::{Class, Row, STATUS, row};
@@ -182,7 +182,8 @@ fn peek(
     let Some(bytes) = guest.tail(target) else {
         return STATUS;
     };
-    let mut decoder = Decoder::with_ip(64, bytes, target, DECODER_OPTIONS);
+    let options = decoder_options(request.features);
+    let mut decoder = Decoder::with_ip(64, bytes, target, options);
     let mut ins = Instruction::default();
     for _ in 0..PEEK_MAX {
         if !decoder.can_decode() {
@@ -218,6 +219,7 @@ impl Seen {
             | Class::Direction
             | Class::BitString
             | Class::Nothing
+            | Class::ZeroUpper
             | Class::Lea
             | Class::Push
             | Class::Pop
@@ -238,6 +240,7 @@ impl Seen {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use x86::features::Features;
 
     use super::*;
     use crate::block::Thunks;
@@ -260,6 +263,7 @@ mod tests {
             va: VA,
             mode: Mode::User,
             kind,
+            features: Features::EVERYTHING,
             place: 0,
             first_exit: 2,
             thunks: Thunks::default(),

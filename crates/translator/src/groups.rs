@@ -91,7 +91,7 @@ impl Groups {
                     Class::Copy | Class::Push | Class::JumpIndirect | Class::CallIndirect
                 )
             {
-                let base = step.plain_base().filter(|_| !step.high_byte);
+                let base = step.plain_base().filter(|_| !step.wants_low_address());
                 let disp = step.ins.memory_displacement64() as i64;
                 let end = disp + i64::from(step.size);
                 match base {

@@ -8,7 +8,7 @@ use crate::assembler::{Assembler, Memory, NONE, guest_register};
 use crate::plan::Step;
 use crate::reencode::{immediate, operand_kind, operand_register};
 use crate::registers::{Bank, encoding, general};
-use crate::table::{DIGIT, NO_OPERAND, Row};
+use crate::table::{DIGIT, NO_OPERAND, Row, Vex};
 
 /// ModRM.reg, with what REX needs to know of it.
 #[derive(Clone, Copy)]
@@ -63,7 +63,7 @@ pub(crate) fn emit(asm: &mut Assembler, step: &Step) -> bool {
 }
 
 fn form(ins: &Instruction, row: &Row) -> Option<Form> {
-    if row.low != NO_OPERAND {
+    if row.low != NO_OPERAND || row.vex != Vex::No {
         return None;
     }
     // What is written may be in memory unless its upper half must become zero.

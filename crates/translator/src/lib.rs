@@ -44,11 +44,13 @@ mod stubs;
 mod table;
 mod translate;
 
-pub use allowed::allowed_codes;
+pub use allowed::{allowed_codes, feature, interpreted_codes};
 pub use block::{Block, Consulted, Exit, GuestCode, Kind, Refused, Request, Thunks};
+pub use plan::decoder_options;
 pub use relocation::{Placing, Relocation, Target};
 pub use stubs::{Stubs, cross_jump_stub, stubs};
 pub use translate::{Options, Translator};
+pub use x86::features::Features;
 
 /// Stands for everything in this build that shapes the translator's output, as 16
 /// hexadecimal digits: builds with the same one translate alike.

@@ -3,6 +3,8 @@
 
 use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
 
+use x86::features::{Feature, Features};
+
 use crate::block::{GuestCode, Kind, Refused, Request};
 use crate::context::Mode;
 use crate::reencode::{operand_kind, operand_register};
@@ -17,11 +19,18 @@ const JCC_MAX: usize = 4;
 const INSTRUCTION_BYTES_MAX: usize = 15;
 pub(crate) const PAGE: u64 = 4096;
 
-/// REP BSF and REP BSR are BSF and BSR, and the hint space is NOPs: what a CPU
-/// without BMI1, LZCNT, CET and MPX makes of them.
-pub(crate) const DECODER_OPTIONS: u32 = DecoderOptions::NO_MPFX_0FBC
-    | DecoderOptions::NO_MPFX_0FBD
-    | DecoderOptions::FORCE_RESERVED_NOP;
+/// How to decode for a guest with `features`: REP BSF and REP BSR are BSF and BSR
+/// without BMI1 and LZCNT, and the hint space is NOPs without CET and MPX.
+pub fn decoder_options(features: Features) -> u32 {
+    let mut options = DecoderOptions::FORCE_RESERVED_NOP;
+    if !features.has(Feature::Bmi1) {
+        options |= DecoderOptions::NO_MPFX_0FBC;
+    }
+    if !features.has(Feature::Lzcnt) {
+        options |= DecoderOptions::NO_MPFX_0FBD;
+    }
+    options
+}
 
 /// One instruction of a block.
 #[derive(Clone, Copy)]
@@ -41,6 +50,8 @@ pub(crate) struct Step {
     pub scratch_written: u8,
     /// General registers that it writes, a bit each.
     pub writes: u16,
+    /// It may set bits in the upper half of a YMM register.
+    pub dirties_upper: bool,
     /// AH, BH, CH or DH is an operand.
     pub high_byte: bool,
     /// Some status flag may be read before it is written from here on.
@@ -55,6 +66,12 @@ impl Step {
     /// back.
     pub(crate) fn keeps_flags(&self) -> bool {
         self.flags_live && self.again == 0
+    }
+
+    /// Its memory operand must be at a host address in RSI: the scratch registers are
+    /// taken, or may not be named.
+    pub(crate) fn wants_low_address(&self) -> bool {
+        self.high_byte || self.scratch_used == 3
     }
 
     pub(crate) fn next(&self) -> u16 {
@@ -90,7 +107,8 @@ pub(crate) fn decode(
         Kind::Bounce | Kind::Step => 1,
         Kind::Grouped | Kind::PerAccess => STEPS_MAX,
     };
-    let mut decoder = Decoder::with_ip(64, tail, request.va, DECODER_OPTIONS);
+    let options = decoder_options(request.features);
+    let mut decoder = Decoder::with_ip(64, tail, request.va, options);
     let stops = guest.stops();
     let mut jumps = 0;
     let mut at = 0;
@@ -110,7 +128,7 @@ pub(crate) fn decode(
             break;
         }
         step.at = at;
-        step.examine(request.mode);
+        step.examine(request);
         at = step.next();
         let class = step.class;
         if class == Class::Jcc {
@@ -143,8 +161,9 @@ fn decode_across(
         len += 1;
     }
     let bytes = bytes.get(..len).unwrap_or_default();
-    let mut decoder = Decoder::with_ip(64, bytes, request.va, DECODER_OPTIONS);
-    let step = step(&decoder.decode(), 0, request.mode);
+    let options = decoder_options(request.features);
+    let mut decoder = Decoder::with_ip(64, bytes, request.va, options);
+    let step = step(&decoder.decode(), 0, request);
     steps.push(step);
     Ok(Decoded {
         crosses_page: true,
@@ -176,13 +195,13 @@ pub(crate) fn jumps(class: Class) -> bool {
 }
 
 /// Everything about one instruction.
-pub(crate) fn step(ins: &Instruction, at: u16, mode: Mode) -> Step {
+pub(crate) fn step(ins: &Instruction, at: u16, request: &Request) -> Step {
     let mut step = Step {
         ins: *ins,
         at,
         ..Step::default()
     };
-    step.examine(mode);
+    step.examine(request);
     step
 }
 
@@ -199,6 +218,7 @@ impl Default for Step {
             scratch_used: 0,
             scratch_written: 0,
             writes: 0,
+            dirties_upper: false,
             high_byte: false,
             flags_live: true,
             again: 0,
@@ -209,15 +229,18 @@ impl Default for Step {
 impl Step {
     /// Finds out all that follows from `ins`, in a fresh step.
     #[inline]
-    fn examine(&mut self, mode: Mode) {
+    fn examine(&mut self, request: &Request) {
         let row = row(self.ins.code());
         self.row = row;
         self.class = row.class;
-        if row.class == Class::Interpret {
+        if !request.features.has(row.feature) {
+            self.class = Class::Interpret;
+        }
+        if self.class == Class::Interpret {
             return;
         }
         self.writes = u16::from(row.clobbers);
-        for operand in [row.reg, row.rm, row.low] {
+        for operand in [row.reg, row.rm, row.low, row.vvvv, row.is4] {
             if operand < 4 {
                 match operand_kind(&self.ins, operand) {
                     OpKind::Register => self.examine_register(operand),
@@ -230,7 +253,7 @@ impl Step {
                 }
             }
         }
-        self.class = class(self, mode);
+        self.class = class(self, request.mode);
     }
 
     fn examine_register(&mut self, operand: u8) {
@@ -244,7 +267,11 @@ impl Step {
                 self.writes |= u16::from(written) << (number & 3);
                 self.high_byte = true;
             }
-            Bank::Other | Bank::Xmm | Bank::Stack => {}
+            Bank::Vector => {
+                let wide = operand_register(&self.ins, operand).is_ymm();
+                self.dirties_upper |= written != 0 && wide;
+            }
+            Bank::Other | Bank::Stack => {}
         }
         if number >= 14 && matches!(bank, Bank::General | Bank::Byte) {
             self.scratch_used |= 1 << (number - 14);
@@ -256,9 +283,7 @@ impl Step {
 fn class(step: &Step, mode: Mode) -> Class {
     let (ins, row) = (&step.ins, step.row);
     match row.class {
-        Class::Copy if step.memory && (step.size == 0 || step.scratch_used == 3) => {
-            Class::Interpret
-        }
+        Class::Copy if step.memory && step.size == 0 => Class::Interpret,
         Class::BitString if !step.memory => Class::Copy,
         // The bit offset would have to wrap with the address.
         Class::BitString if has_address32(ins) => Class::Interpret,

@@ -4,14 +4,16 @@
 use std::collections::BTreeSet;
 
 use iced_x86::{Code, Decoder, Instruction, OpKind, Register};
+use x86::features::Features;
 
-use crate::allowed::LISTS;
+use crate::allowed::entries;
 use crate::assembler::{Assembler, Memory};
+use crate::block::{Kind, Request};
 use crate::context::{Mode, S1, S2};
-use crate::plan::{DECODER_OPTIONS, step};
-use crate::reencode::reencode;
+use crate::plan::{decoder_options, step};
+use crate::reencode::{reencode, reencode_in_place};
 use crate::registers::{Bank, encoding};
-use crate::table::{Class, Row};
+use crate::table::{Class, Row, Vex};
 
 struct Random(u64);
 
@@ -36,6 +38,10 @@ fn sample(code: Code, row: &Row, random: &mut Random) -> Vec<u8> {
     }
     if random.next().is_multiple_of(4) {
         bytes.push([0x2e, 0x36, 0x3e, 0x26, 0x64, 0x65, 0x67][random.next() as usize % 7]);
+    }
+    if row.vex != Vex::No {
+        vex_prefix(&mut bytes, row, random);
+        return with_operands(bytes, row, random);
     }
     if random.next().is_multiple_of(16) {
         bytes.push(0xf0);
@@ -65,6 +71,28 @@ fn sample(code: Code, row: &Row, random: &mut Random) -> Vec<u8> {
         _ => &[0x0f, 0x3a],
     });
     bytes.push(row.opcode | low);
+    with_operands(bytes, row, random)
+}
+
+/// The long form of VEX, and the opcode.
+fn vex_prefix(bytes: &mut Vec<u8>, row: &Row, random: &mut Random) {
+    let registers = random.next() as u8;
+    let vvvv = if row.vvvv < 4 { registers >> 3 & 15 } else { 0 };
+    let pp = [0, 0x66, 0xf3, 0xf2]
+        .iter()
+        .position(|prefix| *prefix == row.mandatory)
+        .unwrap() as u8;
+    let (w, l) = (u8::from(row.w), u8::from(row.vex == Vex::L1));
+    bytes.extend([
+        0xc4,
+        registers << 5 | row.map,
+        w << 7 | (!vvvv & 15) << 3 | l << 2 | pp,
+        row.opcode,
+    ]);
+}
+
+/// ModRM and what follows, at random.
+fn with_operands(mut bytes: Vec<u8>, row: &Row, random: &mut Random) -> Vec<u8> {
     if row.rm != crate::table::NO_OPERAND {
         let reg = if row.reg >= 0x10 {
             row.reg & 7
@@ -85,55 +113,77 @@ fn sample(code: Code, row: &Row, random: &mut Random) -> Vec<u8> {
 }
 
 fn decode(bytes: &[u8]) -> Instruction {
-    Decoder::with_ip(64, bytes, 0x1000, DECODER_OPTIONS).decode()
+    Decoder::with_ip(64, bytes, 0x1000, decoder_options(Features::EVERYTHING)).decode()
+}
+
+fn request() -> Request {
+    Request {
+        va: 0,
+        mode: Mode::User,
+        kind: Kind::Grouped,
+        features: Features::EVERYTHING,
+        place: 0,
+        first_exit: 2,
+        thunks: crate::Thunks::default(),
+    }
 }
 
 #[test]
 fn every_allowed_instruction_is_encoded_as_it_was_decoded() {
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let mut unseen = BTreeSet::new();
-    for entry in LISTS.iter().flat_map(|list| list.iter()) {
+    let mut seen_in_place = 0;
+    for entry in entries() {
         if !matches!(
             entry.row.class,
-            Class::Copy | Class::Direction | Class::BitString
+            Class::Copy | Class::Direction | Class::BitString | Class::ZeroUpper
         ) {
             continue;
         }
         let mut seen = 0;
         for _ in 0..200 {
             let ins = decode(&sample(entry.code, &entry.row, &mut random));
-            let step = step(&ins, 0, Mode::User);
+            let step = step(&ins, 0, &request());
             if step.class == Class::Interpret || ins.code() != entry.code {
                 continue;
             }
             seen += 1;
-            check(
-                &step.ins,
-                step.row,
-                step.memory.then(|| memory(step.high_byte, &mut random)),
-            );
+            let memory = step
+                .memory
+                .then(|| memory(step.wants_low_address(), &mut random));
+            if step.memory && step.scratch_used == 3 {
+                seen_in_place += 1;
+                check(&step.ins, step.row, memory.map(|(m, _)| (m, None)));
+            } else {
+                check(&step.ins, step.row, memory.map(|(m, s)| (m, Some(s))));
+            }
         }
         if seen == 0 {
             unseen.insert(format!("{:?}", entry.code));
         }
     }
     assert_eq!(unseen, BTreeSet::new());
+    assert!(seen_in_place > 0, "r14 and r15 beside memory");
 }
 
-fn memory(high_byte: bool, random: &mut Random) -> (Memory, u8) {
+fn memory(low: bool, random: &mut Random) -> (Memory, u8) {
     let disp = [0, 5, -7, 0x1234_5678][random.next() as usize % 4];
     let base = random.next() as u8 % 14;
     match random.next() % 3 {
-        _ if high_byte => (Memory::at(6, 0), S2),
+        _ if low => (Memory::at(6, 0), S2),
         0 => (Memory::at(S1, disp), S2),
         1 => (Memory::sum(base, S1, disp), S2),
         _ => (Memory::sum(base, S2, disp), S1),
     }
 }
 
-fn check(ins: &Instruction, row: &Row, memory: Option<(Memory, u8)>) {
+fn check(ins: &Instruction, row: &Row, memory: Option<(Memory, Option<u8>)>) {
     let mut asm = Assembler::default();
-    reencode(&mut asm, row, ins, memory);
+    match memory {
+        Some((m, None)) => reencode_in_place(&mut asm, row, ins, m),
+        Some((m, Some(scratch))) => reencode(&mut asm, row, ins, Some((m, scratch))),
+        None => reencode(&mut asm, row, ins, None),
+    }
     let got = decode(&asm.code);
     let text = format!("{ins:?} -> {got:?} ({:02x?})", asm.code);
     assert!(!got.is_invalid() && got.len() == asm.code.len(), "{text}");
@@ -143,7 +193,7 @@ fn check(ins: &Instruction, row: &Row, memory: Option<(Memory, u8)>) {
         "{text}"
     );
     assert_eq!(got.segment_prefix(), Register::None, "{text}");
-    assert_eq!(step(&got, 0, Mode::User).row.opcode, row.opcode, "{text}");
+    assert_eq!(step(&got, 0, &request()).row.opcode, row.opcode, "{text}");
     if is_absolute(ins.code()) {
         return;
     }
@@ -155,8 +205,9 @@ fn check(ins: &Instruction, row: &Row, memory: Option<(Memory, u8)>) {
             OpKind::Register => {
                 let (bank, n) = encoding(ins.op_register(operand));
                 let (got_bank, got_n) = encoding(got.op_register(operand));
-                let moved = n >= 14 && bank != Bank::Xmm;
-                let want = memory.filter(|_| moved).map_or(n, |(_, scratch)| scratch);
+                let moved = n >= 14 && bank != Bank::Vector;
+                let scratch = memory.filter(|_| moved).and_then(|(_, scratch)| scratch);
+                let want = scratch.unwrap_or(n);
                 assert_eq!((got_bank, got_n), (bank, want), "{text}");
             }
             OpKind::Memory => {

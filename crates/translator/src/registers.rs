@@ -16,8 +16,8 @@ pub(crate) enum Bank {
     RexByte,
     /// AH, CH, DH and BH: only without REX.
     HighByte,
-    /// XMM0 to XMM15.
-    Xmm,
+    /// XMM0 to XMM15 and YMM0 to YMM15.
+    Vector,
     /// x87 and MMX.
     Stack,
 }
@@ -39,7 +39,8 @@ static NUMBERS: [(Bank, u8); 256] = {
         table[Register::AX as usize + i] = (Bank::General, i as u8);
         table[Register::EAX as usize + i] = (Bank::General, i as u8);
         table[Register::RAX as usize + i] = (Bank::General, i as u8);
-        table[Register::XMM0 as usize + i] = (Bank::Xmm, i as u8);
+        table[Register::XMM0 as usize + i] = (Bank::Vector, i as u8);
+        table[Register::YMM0 as usize + i] = (Bank::Vector, i as u8);
         i += 1;
     }
     table

@@ -3,6 +3,7 @@
 //! from the lines in `allowed/`, so that starting costs nothing.
 
 use iced_x86::Code;
+use x86::features::Feature;
 
 use crate::allowed::LISTS;
 
@@ -40,6 +41,12 @@ pub(crate) enum Class {
     /// CLAC.
     UserAccessOff,
     SwapGs,
+    /// VZEROUPPER and VZEROALL.
+    ZeroUpper,
+    /// RDTSCP and RDPID: the host's own IA32_TSC_AUX must not show.
+    ReadTscAux,
+    /// RDFSBASE and RDGSBASE.
+    ReadBase,
     /// MOVS, STOS and LODS, without a prefix.
     String,
     /// REP MOVS and REP STOS; no line has it, `plan.rs` finds it.
@@ -66,10 +73,24 @@ pub(crate) const NO_OPERAND: u8 = 0xff;
 /// A digit (low three bits) is in this place rather than an operand.
 pub(crate) const DIGIT: u8 = 0x10;
 
+/// How an instruction's prefixes are encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Vex {
+    /// Legacy prefixes and REX.
+    No,
+    /// VEX with L = 0.
+    L0,
+    /// VEX with L = 1.
+    L1,
+}
+
 /// One instruction code.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Row {
     pub class: Class,
+    /// Who lacks it does not get the instruction.
+    pub feature: Feature,
+    pub vex: Vex,
     pub opcode: u8,
     /// 0: one byte; 1: 0F; 2: 0F 38; 3: 0F 3A.
     pub map: u8,
@@ -85,6 +106,10 @@ pub(crate) struct Row {
     pub rm: u8,
     /// Which operand is in the opcode's low three bits, or [`NO_OPERAND`].
     pub low: u8,
+    /// Which operand is in VEX.vvvv, or [`NO_OPERAND`].
+    pub vvvv: u8,
+    /// Which operand is in the upper half of an immediate byte, or [`NO_OPERAND`].
+    pub is4: u8,
     /// Which operand is the immediate.
     pub immediate: u8,
     /// Its size in bytes, or 0.
@@ -125,10 +150,11 @@ impl Row {
     const INTERPRET: Self = Self::new(Class::Interpret, "0F 0B", "", "oszapc", "");
 
     /// Reads one line:
-    /// - `encoding` as in Intel's manual, with `o16` for the operand size prefix and
-    ///   `W` for REX.W;
+    /// - `encoding` as in Intel's manual, with `o16` for the operand size prefix, `W`
+    ///   for REX.W or VEX.W, `x` for VEX.128 and `y` for VEX.256;
     /// - `operands`, a letter each, upper case when written: `m` ModRM.rm, `r`
-    ///   ModRM.reg, `o` in the opcode, `i` immediate, `a` implied;
+    ///   ModRM.reg, `v` VEX.vvvv, `o` in the opcode, `i` immediate, `s` the register
+    ///   in an immediate, `a` implied;
     /// - `flags`: read, then `>` and written;
     /// - `clobbers`: implied registers written, `acdbsBSD` for RAX to RDI.
     pub(crate) const fn new(
@@ -140,6 +166,8 @@ impl Row {
     ) -> Self {
         let mut row = Self {
             class,
+            feature: Feature::Base,
+            vex: Vex::No,
             opcode: 0,
             map: 0,
             mandatory: 0,
@@ -148,6 +176,8 @@ impl Row {
             reg: NO_OPERAND,
             rm: NO_OPERAND,
             low: NO_OPERAND,
+            vvvv: NO_OPERAND,
+            is4: NO_OPERAND,
             immediate: NO_OPERAND,
             immediate_size: 0,
             reads: 0,
@@ -166,6 +196,8 @@ impl Row {
                 b'r' => row.reg = i as u8,
                 b'o' => row.low = i as u8,
                 b'i' => row.immediate = i as u8,
+                b'v' => row.vvvv = i as u8,
+                b's' => row.is4 = i as u8,
                 b'a' => {}
                 _ => panic!("unknown operand letter"),
             }
@@ -232,14 +264,18 @@ impl Row {
                     self.o16 = true;
                     i += 1;
                 }
-                (b'W', _) => {
-                    self.w = true;
+                (b'W' | b'x' | b'y', _) => {
+                    match a {
+                        b'W' => self.w = true,
+                        b'x' => self.vex = Vex::L0,
+                        _ => self.vex = Vex::L1,
+                    }
                     i += 2;
                     continue;
                 }
                 (b'/', b'r') => {}
                 (b'/', digit) => self.reg = DIGIT | (digit - b'0'),
-                (b'i', b'b') => self.immediate_size = 1,
+                (b'i', b'b' | b's') => self.immediate_size = 1,
                 (b'i', b'w') => self.immediate_size = 2,
                 (b'i', b'd') => self.immediate_size = 4,
                 (b'i', b'o') => self.immediate_size = 8,
@@ -287,9 +323,10 @@ static TABLE: [Row; SLOTS] = {
     let mut list = 0;
     while list < LISTS.len() {
         let mut i = 0;
-        while i < LISTS[list].len() {
-            let entry = &LISTS[list][i];
-            table[entry.code as usize] = entry.row;
+        let (feature, rows) = LISTS[list];
+        while i < rows.len() {
+            table[rows[i].code as usize] = rows[i].row;
+            table[rows[i].code as usize].feature = feature;
             i += 1;
         }
         list += 1;
@@ -306,7 +343,10 @@ pub(crate) fn row(code: Code) -> &'static Row {
 
 #[cfg(test)]
 mod tests {
+    use iced_x86::{CpuidFeature, EncodingKind};
+
     use super::*;
+    use crate::allowed::entries;
 
     #[test]
     fn the_table_has_room_for_every_code_that_the_decoder_knows() {
@@ -315,11 +355,7 @@ mod tests {
 
     #[test]
     fn no_code_has_two_lines() {
-        let mut codes: Vec<_> = LISTS
-            .iter()
-            .flat_map(|l| l.iter())
-            .map(|e| e.code)
-            .collect();
+        let mut codes: Vec<_> = entries().map(|e| e.code).collect();
         let all = codes.len();
         codes.sort();
         codes.dedup();
@@ -327,8 +363,8 @@ mod tests {
     }
 
     #[test]
-    fn nothing_privileged_or_vex_encoded_is_allowed() {
-        for entry in LISTS.iter().flat_map(|list| list.iter()) {
+    fn nothing_privileged_is_allowed() {
+        for entry in entries() {
             let ours = matches!(
                 entry.row.class,
                 Class::InterruptsOff
@@ -336,14 +372,69 @@ mod tests {
                     | Class::UserAccessOn
                     | Class::UserAccessOff
                     | Class::SwapGs
+                    | Class::Interpret
             );
             assert!(ours || !entry.code.is_privileged(), "{:?}", entry.code);
-            assert_eq!(
-                entry.code.encoding(),
-                iced_x86::EncodingKind::Legacy,
-                "{:?}",
-                entry.code
-            );
+        }
+    }
+
+    #[test]
+    fn an_instruction_is_vex_encoded_exactly_when_its_line_says_so() {
+        for entry in entries() {
+            let encoding = match entry.row.vex {
+                Vex::No => EncodingKind::Legacy,
+                Vex::L0 | Vex::L1 => EncodingKind::VEX,
+            };
+            assert_eq!(entry.code.encoding(), encoding, "{:?}", entry.code);
+        }
+    }
+
+    /// What the decoder's own tables say an instruction needs.
+    #[test]
+    fn an_instruction_belongs_to_the_feature_that_cpuid_shows_for_it() {
+        use CpuidFeature as C;
+        for entry in entries() {
+            let code = entry.code;
+            let feature = row(code).feature;
+            let wanted: &[Feature] = match code.cpuid_features() {
+                [C::AVX] => &[Feature::Avx],
+                [C::AVX2] => &[Feature::Avx2],
+                [C::FMA] => &[Feature::Fma],
+                [C::F16C] => &[Feature::F16c],
+                [C::BMI1] => &[Feature::Bmi1],
+                [C::BMI2] => &[Feature::Bmi2],
+                [C::LZCNT] => &[Feature::Lzcnt],
+                [C::MOVBE] => &[Feature::Movbe],
+                [C::ADX] => &[Feature::Adx],
+                [C::RDRAND] => &[Feature::Rdrand],
+                [C::RDSEED] => &[Feature::Rdseed],
+                [C::AES] => &[Feature::Aes],
+                [C::PCLMULQDQ] => &[Feature::Pclmulqdq],
+                [C::AES, C::AVX] => &[Feature::VexAes],
+                [C::PCLMULQDQ, C::AVX] => &[Feature::VexPclmulqdq],
+                [C::SHA] => &[Feature::Sha],
+                [C::TSC] => &[Feature::Tsc],
+                [C::RDTSCP] => &[Feature::Rdtscp],
+                [C::RDPID] => &[Feature::Rdpid],
+                [C::FSGSBASE] => &[Feature::Fsgsbase],
+                [C::XSAVE] => &[Feature::Xsave],
+                [C::XSAVEOPT] | [C::XSAVE, C::XSAVEOPT] => &[Feature::Xsaveopt],
+                [C::CLFLUSHOPT] => &[Feature::Clflushopt],
+                [C::CLWB] => &[Feature::Clwb],
+                [C::FPU] | [C::FPU287] | [C::FPU387] | [C::FPU, C::SSE3] => &[Feature::Fpu],
+                [C::MMX] => &[Feature::Mmx],
+                all if all.iter().any(|one| {
+                    matches!(
+                        one,
+                        C::SSE | C::SSE2 | C::SSE3 | C::SSSE3 | C::SSE4_1 | C::SSE4_2
+                    )
+                }) =>
+                {
+                    &[Feature::Sse, Feature::Mmx, Feature::Base]
+                }
+                _ => &[Feature::Base, Feature::Fpu],
+            };
+            assert!(wanted.contains(&feature), "{code:?}: {feature:?}");
         }
     }
 }

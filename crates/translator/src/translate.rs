@@ -118,6 +118,7 @@ impl Translator {
             current: 0,
             s1_stack: false,
             s2_group: None,
+            upper_live: false,
             own_entry: None,
         };
         block.positions.push((0, 0));
@@ -201,6 +202,9 @@ impl Emitter<'_> {
             Class::UserAccessOn => self.user_access(step, Mode::KernelUserAccess),
             Class::UserAccessOff => self.user_access(step, Mode::Kernel),
             Class::SwapGs => self.swap_gs(),
+            Class::ZeroUpper => self.zero_upper(step),
+            Class::ReadTscAux => self.read_tsc_aux(step),
+            Class::ReadBase => self.read_base(step),
             Class::String => self.string(step),
             Class::RepString => self.repeated_string(step),
             Class::Interpret => self.exit(Exit::Interpret { at: step.at }),

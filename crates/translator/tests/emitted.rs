@@ -5,6 +5,7 @@ use expect_test::{Expect, expect};
 use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, IntelFormatter};
 use translator::context::Mode;
 use translator::{Block, Exit, GuestCode, Kind, Options, Request, Thunks, Translator};
+use x86::features::Features;
 
 const VA: u64 = 0xffff_ffff_8100_0100;
 const PLACE: u64 = 0x10_0000;
@@ -31,6 +32,7 @@ fn translate(kind: Kind, mode: Mode, code: &[u8]) -> Block {
         va: VA,
         mode,
         kind,
+        features: Features::EVERYTHING,
         place: PLACE,
         first_exit: 100,
         thunks,
@@ -74,16 +76,16 @@ fn load_from_a_base_with_dead_flags_is_checked_by_xor_and_cmp() {
               17 mov r14, gs:[662000h]
               20 lea r14, [rbx+8]
               24 pext r15, r14, gs:[0B0h]
-              2f xor r14, gs:[r15*8+300h]
+              2f xor r14, gs:[r15*8+410h]
               38 cmp r14, 0FF8h
               3f ja 0000000000000065h
-              45 mov r14, gs:[r15*8+18300h]
+              45 mov r14, gs:[r15*8+18410h]
               4e mov rax, [rbx+r14+8]
               53 xor ecx, ecx
               55 jmp 0000000000000017h
               5a mov r15d, 64h
               60 jmp 0FFFFFFFFFFFFFF00h
-              65 xor r14, gs:[r15*8+300h]
+              65 xor r14, gs:[r15*8+410h]
               6e mov r15d, 65h
               74 jmp 0FFFFFFFFFFFFFF00h
             [Stale, Access { at: 0, size: 8, write: false, stack: false, retry: 32 }]
@@ -101,7 +103,7 @@ fn load_from_a_base_with_live_flags_touches_no_flag() {
               20 lea r14, [rbx+8]
               24 pext r15, r14, gs:[0B0h]
               2f mov gs:[0E8h], rcx
-              38 mov rcx, gs:[r15*8+300h]
+              38 mov rcx, gs:[r15*8+410h]
               41 not rcx
               44 lea r14, [r14+rcx+1]
               49 lea rcx, [r14+7]
@@ -109,14 +111,14 @@ fn load_from_a_base_with_live_flags_touches_no_flag() {
               58 jrcxz 000000000000005Fh
               5a jmp 000000000000008Fh
               5f mov rcx, gs:[0E8h]
-              68 mov r14, gs:[r15*8+18300h]
+              68 mov r14, gs:[r15*8+18410h]
               71 mov rax, [rbx+r14+8]
               76 setb al
               79 mov r15d, 64h
               7f jmp 0FFFFFFFFFFFFFF00h
               84 mov r15d, 65h
               8a jmp 0FFFFFFFFFFFFFF00h
-              8f mov rcx, gs:[r15*8+300h]
+              8f mov rcx, gs:[r15*8+410h]
               98 lea r14, [r14+rcx]
               9c mov rcx, gs:[0E8h]
               a5 mov r15d, 66h
@@ -137,10 +139,10 @@ fn prologue_shares_one_stack_check() {
         expect![[r#"
               17 mov r14, gs:[662000h]
               20 lea r14, [rsp-28h]
-              25 xor r14, gs:[20300h]
+              25 xor r14, gs:[20410h]
               2e cmp r14, 0FD8h
               35 ja 0000000000000090h
-              3b mov r14, gs:[20310h]
+              3b mov r14, gs:[20420h]
               44 mov [rsp+r14-8], rbp
               49 lea rsp, [rsp-8]
               4e mov rbp, rsp
@@ -155,7 +157,7 @@ fn prologue_shares_one_stack_check() {
               80 jmp 00000000000000B5h
               85 mov r15d, 64h
               8b jmp 0FFFFFFFFFFFFFF00h
-              90 xor r14, gs:[20300h]
+              90 xor r14, gs:[20410h]
               99 lea r15, [0AAh]
               a0 jmp 0FFFFFFFFFFFFFFA0h
               a5 jmp 0000000000000020h
@@ -176,11 +178,11 @@ fn epilogue_shares_one_stack_check() {
         expect![[r#"
               17 mov r14, gs:[662000h]
               20 lea r14, [rsp+8]
-              25 xor r14, gs:[20300h]
+              25 xor r14, gs:[20410h]
               2e cmp r14, 0FE0h
               35 ja 0000000000000094h
               3b add rsp, 8
-              3f mov r14, gs:[20310h]
+              3f mov r14, gs:[20420h]
               48 mov rbx, [rsp+r14]
               4c lea rsp, [rsp+8]
               51 mov r15, [rsp+r14]
@@ -191,10 +193,10 @@ fn epilogue_shares_one_stack_check() {
               6c mov r14, [rsp+r14]
               70 lea rsp, [rsp+8]
               75 pext r15, r14, gs:[0C0h]
-              80 jmp qword ptr gs:[r15*8+60360h]
+              80 jmp qword ptr gs:[r15*8+60470h]
               89 mov r15d, 64h
               8f jmp 0FFFFFFFFFFFFFF00h
-              94 xor r14, gs:[20300h]
+              94 xor r14, gs:[20410h]
               9d lea r15, [0AEh]
               a4 jmp 0FFFFFFFFFFFFFFA0h
               a9 jmp 0000000000000020h
@@ -217,10 +219,10 @@ fn fields_of_one_structure_share_one_check() {
               17 mov r14, gs:[662000h]
               20 mov r14, rbx
               23 pext r15, r14, gs:[0B0h]
-              2e xor r14, gs:[r15*8+8300h]
+              2e xor r14, gs:[r15*8+8410h]
               37 cmp r14, 0FE8h
               3e ja 0000000000000085h
-              44 mov r15, gs:[r15*8+18300h]
+              44 mov r15, gs:[r15*8+18410h]
               4d mov gs:[108h], r15
               56 mov rax, [rbx+r15]
               5a mov rcx, [rbx+r15+8]
@@ -231,7 +233,7 @@ fn fields_of_one_structure_share_one_check() {
               75 jmp 0FFFFFFFFFFFFFF00h
               7a mov r15d, 65h
               80 jmp 0FFFFFFFFFFFFFF00h
-              85 xor r14, gs:[r15*8+8300h]
+              85 xor r14, gs:[r15*8+8410h]
               8e mov r15d, 66h
               94 jmp 0FFFFFFFFFFFFFF00h
             [Interpret { at: 13 }, Stale, Group { at: 0, len: 24, write: true, stack: false, retry: 32, patch: 142 }]
@@ -247,10 +249,10 @@ fn single_push_with_dead_flags_asks_the_stack_slot() {
         expect![[r#"
               17 mov r14, gs:[662000h]
               20 lea r14, [rsp-8]
-              25 xor r14, gs:[20300h]
+              25 xor r14, gs:[20410h]
               2e cmp r14, 0FF8h
               35 ja 0000000000000066h
-              3b mov r14, gs:[20310h]
+              3b mov r14, gs:[20420h]
               44 mov [rsp+r14-8], rax
               49 lea rsp, [rsp-8]
               4e xor eax, eax
@@ -258,7 +260,7 @@ fn single_push_with_dead_flags_asks_the_stack_slot() {
               56 jmp 0FFFFFFFFFFFFFF00h
               5b mov r15d, 65h
               61 jmp 0FFFFFFFFFFFFFF00h
-              66 xor r14, gs:[20300h]
+              66 xor r14, gs:[20410h]
               6f lea r15, [80h]
               76 jmp 0FFFFFFFFFFFFFFA0h
               7b jmp 0000000000000020h
@@ -276,9 +278,9 @@ fn constant_address_needs_no_index() {
         &[0x8b, 0x05, 0x00, 0x00, 0x01, 0x00, 0x31, 0xc9, 0x0f, 0x0b],
         expect![[r#"
               17 mov r14, gs:[662000h]
-              20 cmp qword ptr gs:[380h], 0FFFFFFFF81010000h
+              20 cmp qword ptr gs:[490h], 0FFFFFFFF81010000h
               2d jne 000000000000005Bh
-              33 mov r14, gs:[10380h]
+              33 mov r14, gs:[10490h]
               3c mov eax, [r14+106h]
               43 xor ecx, ecx
               45 mov r15d, 64h
@@ -303,12 +305,12 @@ fn constant_address_with_live_flags() {
         expect![[r#"
               17 mov r14, gs:[662000h]
               20 mov gs:[0E8h], rcx
-              29 mov rcx, gs:[380h]
+              29 mov rcx, gs:[490h]
               32 lea rcx, [rcx+7EFF0000h]
               39 jrcxz 0000000000000040h
               3b jmp 0000000000000072h
               40 mov rcx, gs:[0E8h]
-              49 mov r14, gs:[10380h]
+              49 mov r14, gs:[10490h]
               52 mov eax, [r14+106h]
               59 setb al
               5c mov r15d, 64h
@@ -336,17 +338,17 @@ fn percpu_access_adds_the_gs_base() {
               20 mov r14, gs:[180h]
               29 lea r14, [r14+1234h]
               30 pext r15, r14, gs:[0B0h]
-              3b xor r14, gs:[r15*8+300h]
+              3b xor r14, gs:[r15*8+410h]
               44 cmp r14, 0FF8h
               4b ja 0000000000000075h
-              51 add r14, gs:[r15*8+10300h]
+              51 add r14, gs:[r15*8+10410h]
               5a mov rax, [r14]
               5d xor ecx, ecx
               5f mov r15d, 64h
               65 jmp 0FFFFFFFFFFFFFF00h
               6a mov r15d, 65h
               70 jmp 0FFFFFFFFFFFFFF00h
-              75 xor r14, gs:[r15*8+300h]
+              75 xor r14, gs:[r15*8+410h]
               7e mov r15d, 66h
               84 jmp 0FFFFFFFFFFFFFF00h
             [Interpret { at: 11 }, Stale, Access { at: 0, size: 8, write: false, stack: false, retry: 32 }]
@@ -384,17 +386,17 @@ fn guest_r14_as_base_and_r15_as_operand() {
               20 mov r14, gs:[70h]
               29 lea r14, [r14+4]
               2d pext r15, r14, gs:[0B0h]
-              38 xor r14, gs:[r15*8+8300h]
+              38 xor r14, gs:[r15*8+8410h]
               41 cmp r14, 0FFCh
               48 ja 0000000000000079h
-              4e add r14, gs:[r15*8+10300h]
+              4e add r14, gs:[r15*8+10410h]
               57 mov r15, gs:[78h]
               60 xor [r14], r15d
               63 mov r15d, 64h
               69 jmp 0FFFFFFFFFFFFFF00h
               6e mov r15d, 65h
               74 jmp 0FFFFFFFFFFFFFF00h
-              79 xor r14, gs:[r15*8+8300h]
+              79 xor r14, gs:[r15*8+8410h]
               82 mov r15d, 66h
               88 jmp 0FFFFFFFFFFFFFF00h
             [Interpret { at: 4 }, Stale, Access { at: 0, size: 4, write: true, stack: false, retry: 32 }]
@@ -411,10 +413,10 @@ fn high_byte_register_with_memory_borrows_rsi() {
               17 mov r14, gs:[662000h]
               20 mov r14, rbx
               23 pext r15, r14, gs:[0B0h]
-              2e xor r14, gs:[r15*8+8300h]
+              2e xor r14, gs:[r15*8+8410h]
               37 cmp r14, 0FFFh
               3e ja 000000000000007Ch
-              44 add r14, gs:[r15*8+10300h]
+              44 add r14, gs:[r15*8+10410h]
               4d mov gs:[0C8h], rsi
               56 lea rsi, [r14]
               59 mov [rsi], ah
@@ -424,7 +426,7 @@ fn high_byte_register_with_memory_borrows_rsi() {
               6c jmp 0FFFFFFFFFFFFFF00h
               71 mov r15d, 65h
               77 jmp 0FFFFFFFFFFFFFF00h
-              7c xor r14, gs:[r15*8+8300h]
+              7c xor r14, gs:[r15*8+8410h]
               85 mov r15d, 66h
               8b jmp 0FFFFFFFFFFFFFF00h
             [Interpret { at: 4 }, Stale, Access { at: 0, size: 1, write: true, stack: false, retry: 32 }]
@@ -441,17 +443,17 @@ fn locked_instruction_keeps_its_lock() {
               17 mov r14, gs:[662000h]
               20 mov r14, rdi
               23 pext r15, r14, gs:[0B0h]
-              2e xor r14, gs:[r15*8+8300h]
+              2e xor r14, gs:[r15*8+8410h]
               37 cmp r14, 0FFCh
               3e ja 000000000000006Ah
-              44 mov r14, gs:[r15*8+18300h]
+              44 mov r14, gs:[r15*8+18410h]
               4d lock inc dword ptr [rdi+r14]
               52 xor eax, eax
               54 mov r15d, 64h
               5a jmp 0FFFFFFFFFFFFFF00h
               5f mov r15d, 65h
               65 jmp 0FFFFFFFFFFFFFF00h
-              6a xor r14, gs:[r15*8+8300h]
+              6a xor r14, gs:[r15*8+8410h]
               73 mov r15d, 66h
               79 jmp 0FFFFFFFFFFFFFF00h
             [Interpret { at: 5 }, Stale, Access { at: 0, size: 4, write: true, stack: false, retry: 32 }]
@@ -461,16 +463,16 @@ fn locked_instruction_keeps_its_lock() {
 
 #[test]
 fn prefixes_without_meaning_are_dropped() {
-    // repeated 2e and 3e, rep bsf eax, ecx; ud2
+    // repeated 2e and 3e, tzcnt eax, ecx; ud2
     check(
         &[0x2e, 0x3e, 0xf3, 0x0f, 0xbc, 0xc1, 0x0f, 0x0b],
         expect![[r#"
               17 mov r14, gs:[662000h]
-              20 bsf eax, ecx
-              23 mov r15d, 64h
-              29 jmp 0FFFFFFFFFFFFFF00h
-              2e mov r15d, 65h
-              34 jmp 0FFFFFFFFFFFFFF00h
+              20 tzcnt eax, ecx
+              24 mov r15d, 64h
+              2a jmp 0FFFFFFFFFFFFFF00h
+              2f mov r15d, 65h
+              35 jmp 0FFFFFFFFFFFFFF00h
             [Interpret { at: 6 }, Stale]
         "#]],
     );
@@ -492,7 +494,7 @@ fn bit_string_finds_its_word() {
               42 lea r14, [r14+r15*8]
               46 pext r15, r14, gs:[0B0h]
               51 mov gs:[0E8h], rcx
-              5a mov rcx, gs:[r15*8+8300h]
+              5a mov rcx, gs:[r15*8+8410h]
               63 not rcx
               66 lea r14, [r14+rcx+1]
               6b lea rcx, [r14+7]
@@ -500,7 +502,7 @@ fn bit_string_finds_its_word() {
               7a jrcxz 0000000000000081h
               7c jmp 00000000000000D5h
               81 mov rcx, gs:[0E8h]
-              8a mov r15, gs:[r15*8+10300h]
+              8a mov r15, gs:[r15*8+10410h]
               93 lea r14, [r14+r15]
               97 mov gs:[0E8h], rcx
               a0 mov r15, rax
@@ -513,7 +515,7 @@ fn bit_string_finds_its_word() {
               c5 jmp 0FFFFFFFFFFFFFF00h
               ca mov r15d, 65h
               d0 jmp 0FFFFFFFFFFFFFF00h
-              d5 mov rcx, gs:[r15*8+8300h]
+              d5 mov rcx, gs:[r15*8+8410h]
               de lea r14, [r14+rcx]
               e2 mov rcx, gs:[0E8h]
               eb mov r15d, 66h
@@ -570,7 +572,7 @@ fn jump_out_of_the_page_goes_through_the_jump_cache() {
         expect![[r#"
               17 mov r14, gs:[662000h]
               20 mov r14, 0FFFFFFFF81010105h
-              27 jmp qword ptr gs:[0E0B88h]
+              27 jmp qword ptr gs:[0E0C98h]
               2f mov r15d, 64h
               35 jmp 0FFFFFFFFFFFFFF00h
             [Stale]
@@ -587,7 +589,7 @@ fn indirect_jump_goes_through_the_jump_cache() {
               17 mov r14, gs:[662000h]
               20 mov r14, rax
               23 pext r15, r14, gs:[0C0h]
-              2e jmp qword ptr gs:[r15*8+60360h]
+              2e jmp qword ptr gs:[r15*8+60470h]
               37 mov r15d, 64h
               3d jmp 0FFFFFFFFFFFFFF00h
             [Stale]
@@ -604,7 +606,7 @@ fn indirect_call_through_memory() {
               17 mov r14, gs:[662000h]
               20 lea r14, [rsp-8]
               25 mov gs:[0E8h], rcx
-              2e mov rcx, gs:[20300h]
+              2e mov rcx, gs:[20410h]
               37 not rcx
               3a lea r14, [r14+rcx+1]
               3f pext rcx, r14, gs:[0B8h]
@@ -618,7 +620,7 @@ fn indirect_call_through_memory() {
               70 lea r14, [rbx+8]
               74 pext r15, r14, gs:[0B0h]
               7f mov gs:[0E8h], rcx
-              88 mov rcx, gs:[r15*8+300h]
+              88 mov rcx, gs:[r15*8+410h]
               91 not rcx
               94 lea r14, [r14+rcx+1]
               99 lea rcx, [r14+7]
@@ -626,23 +628,23 @@ fn indirect_call_through_memory() {
               a8 jrcxz 00000000000000AFh
               aa jmp 000000000000012Fh
               af mov rcx, gs:[0E8h]
-              b8 mov r14, gs:[r15*8+18300h]
+              b8 mov r14, gs:[r15*8+18410h]
               c1 mov r14, [rbx+r14+8]
               c6 mov gs:[0C8h], r14
-              cf mov r14, gs:[20310h]
+              cf mov r14, gs:[20420h]
               d8 mov qword ptr [rsp+r14-8], 0FFFFFFFF81000103h
               e1 lea rsp, [rsp-8]
               e6 mov r14, gs:[0C8h]
               ef pext r15, r14, gs:[0C0h]
-              fa jmp qword ptr gs:[r15*8+60360h]
+              fa jmp qword ptr gs:[r15*8+60470h]
              103 mov r15d, 64h
              109 jmp 0FFFFFFFFFFFFFF00h
-             10e mov rcx, gs:[20300h]
+             10e mov rcx, gs:[20410h]
              117 lea r14, [r14+rcx]
              11b mov rcx, gs:[0E8h]
              124 mov r15d, 65h
              12a jmp 0FFFFFFFFFFFFFF00h
-             12f mov rcx, gs:[r15*8+300h]
+             12f mov rcx, gs:[r15*8+410h]
              138 lea r14, [r14+rcx]
              13c mov rcx, gs:[0E8h]
              145 mov r15d, 66h
@@ -661,7 +663,7 @@ fn pushf_takes_all_flags_together() {
               17 mov r14, gs:[662000h]
               20 lea r14, [rsp-8]
               25 mov gs:[0E8h], rcx
-              2e mov rcx, gs:[20300h]
+              2e mov rcx, gs:[20410h]
               37 not rcx
               3a lea r14, [r14+rcx+1]
               3f pext rcx, r14, gs:[0B8h]
@@ -690,7 +692,7 @@ fn pushf_takes_all_flags_together() {
               c1 mov rax, gs:[1C8h]
               ca lea r15, [r15+rax]
               ce mov rax, gs:[0D0h]
-              d7 mov r14, gs:[20310h]
+              d7 mov r14, gs:[20420h]
               e0 mov [rsp+r14-8], r15
               e5 lea rsp, [rsp-8]
               ea mov qword ptr gs:[190h], 0
@@ -698,7 +700,7 @@ fn pushf_takes_all_flags_together() {
               fd jmp 0FFFFFFFFFFFFFF00h
              102 mov r15d, 65h
              108 jmp 0FFFFFFFFFFFFFF00h
-             10d mov rcx, gs:[20300h]
+             10d mov rcx, gs:[20410h]
              116 lea r14, [r14+rcx]
              11a mov rcx, gs:[0E8h]
              123 mov r15d, 66h
@@ -762,10 +764,10 @@ fn string_store_runs_on_host_addresses() {
               17 mov r14, gs:[662000h]
               20 mov r14, rdi
               23 pext r15, r14, gs:[0B0h]
-              2e xor r14, gs:[r15*8+8300h]
+              2e xor r14, gs:[r15*8+8410h]
               37 cmp r14, 0FF8h
               3e ja 0000000000000073h
-              44 mov r14, gs:[r15*8+18300h]
+              44 mov r14, gs:[r15*8+18410h]
               4d lea rdi, [rdi+r14]
               51 stosq [rdi]
               53 not r14
@@ -775,7 +777,7 @@ fn string_store_runs_on_host_addresses() {
               63 jmp 0FFFFFFFFFFFFFF00h
               68 mov r15d, 65h
               6e jmp 0FFFFFFFFFFFFFF00h
-              73 xor r14, gs:[r15*8+8300h]
+              73 xor r14, gs:[r15*8+8410h]
               7c mov r15d, 66h
               82 jmp 0FFFFFFFFFFFFFF00h
             [Interpret { at: 4 }, Stale, Access { at: 0, size: 8, write: true, stack: false, retry: 32 }]
@@ -796,13 +798,13 @@ fn repeated_store_has_a_path_in_line() {
               37 ja 00000000000000A5h
               3d pext r15, rdi, gs:[0B0h]
               48 mov r14, rdi
-              4b xor r14, gs:[r15*8+8300h]
+              4b xor r14, gs:[r15*8+8410h]
               54 cmp r14, 0FFFh
               5b ja 00000000000000A5h
               61 lea r14, [r14+rcx*8]
               65 cmp r14, 1000h
               6c ja 00000000000000A5h
-              72 mov r14, gs:[r15*8+18300h]
+              72 mov r14, gs:[r15*8+18410h]
               7b lea rdi, [rdi+r14]
               7f rep stosq [rdi]
               82 not r14
@@ -832,23 +834,23 @@ fn repeated_move_has_a_path_in_line() {
               37 ja 0000000000000100h
               3d pext r15, rdi, gs:[0B0h]
               48 mov r14, rdi
-              4b xor r14, gs:[r15*8+8300h]
+              4b xor r14, gs:[r15*8+8410h]
               54 cmp r14, 0FFFh
               5b ja 0000000000000100h
               61 lea r14, [r14+rcx]
               65 cmp r14, 1000h
               6c ja 0000000000000100h
-              72 mov r14, gs:[r15*8+18300h]
+              72 mov r14, gs:[r15*8+18410h]
               7b mov gs:[0C8h], r14
               84 pext r15, rsi, gs:[0B0h]
               8f mov r14, rsi
-              92 xor r14, gs:[r15*8+300h]
+              92 xor r14, gs:[r15*8+410h]
               9b cmp r14, 0FFFh
               a2 ja 0000000000000100h
               a8 lea r14, [r14+rcx]
               ac cmp r14, 1000h
               b3 ja 0000000000000100h
-              b9 mov r14, gs:[r15*8+18300h]
+              b9 mov r14, gs:[r15*8+18410h]
               c2 mov r15, gs:[0C8h]
               cb lea rsi, [rsi+r14]
               cf lea rdi, [rdi+r15]
@@ -918,18 +920,18 @@ fn pop_to_memory_keeps_the_value_over_the_second_check() {
         expect![[r#"
               17 mov r14, gs:[662000h]
               20 mov r14, rsp
-              23 xor r14, gs:[20300h]
+              23 xor r14, gs:[20410h]
               2c cmp r14, 0FF8h
               33 ja 00000000000000A5h
-              39 mov r14, gs:[20310h]
+              39 mov r14, gs:[20420h]
               42 mov r14, [rsp+r14]
               46 mov gs:[0C8h], r14
               4f mov r14, rdi
               52 pext r15, r14, gs:[0B0h]
-              5d xor r14, gs:[r15*8+8300h]
+              5d xor r14, gs:[r15*8+8410h]
               66 cmp r14, 0FF8h
               6d ja 00000000000000CAh
-              73 add r14, gs:[r15*8+10300h]
+              73 add r14, gs:[r15*8+10410h]
               7c mov r15, gs:[0C8h]
               85 mov [r14], r15
               88 lea rsp, [rsp+8]
@@ -938,13 +940,13 @@ fn pop_to_memory_keeps_the_value_over_the_second_check() {
               95 jmp 0FFFFFFFFFFFFFF00h
               9a mov r15d, 65h
               a0 jmp 0FFFFFFFFFFFFFF00h
-              a5 xor r14, gs:[20300h]
+              a5 xor r14, gs:[20410h]
               ae lea r15, [0BFh]
               b5 jmp 0FFFFFFFFFFFFFFA0h
               ba jmp 0000000000000020h
               bf mov r15d, 66h
               c5 jmp 0FFFFFFFFFFFFFF00h
-              ca xor r14, gs:[r15*8+8300h]
+              ca xor r14, gs:[r15*8+8410h]
               d3 mov r15d, 67h
               d9 jmp 0FFFFFFFFFFFFFF00h
             [Interpret { at: 4 }, Stale, Access { at: 0, size: 8, write: false, stack: true, retry: 32 }, Access { at: 0, size: 8, write: true, stack: false, retry: 79 }]
@@ -961,17 +963,17 @@ fn sse_operand_is_redirected() {
               17 mov r14, gs:[662000h]
               20 mov r14, rsi
               23 pext r15, r14, gs:[0B0h]
-              2e xor r14, gs:[r15*8+300h]
+              2e xor r14, gs:[r15*8+410h]
               37 cmp r14, 0FF0h
               3e ja 000000000000006Ah
-              44 mov r14, gs:[r15*8+18300h]
+              44 mov r14, gs:[r15*8+18410h]
               4d addps xmm9, [rsi+r14]
               52 xor eax, eax
               54 mov r15d, 64h
               5a jmp 0FFFFFFFFFFFFFF00h
               5f mov r15d, 65h
               65 jmp 0FFFFFFFFFFFFFF00h
-              6a xor r14, gs:[r15*8+300h]
+              6a xor r14, gs:[r15*8+410h]
               73 mov r15d, 66h
               79 jmp 0FFFFFFFFFFFFFF00h
             [Interpret { at: 6 }, Stale, Access { at: 0, size: 16, write: false, stack: false, retry: 32 }]
@@ -1004,18 +1006,18 @@ fn per_access_form_checks_each_access() {
            0 mov r14, gs:[662000h]
            9 lea r14, [rsp-8]
            e pext r15, r14, gs:[0B0h]
-          19 xor r14, gs:[r15*8+28320h]
+          19 xor r14, gs:[r15*8+28430h]
           22 cmp r14, 0FF8h
           29 ja 0000000000000093h
-          2f mov r14, gs:[r15*8+38320h]
+          2f mov r14, gs:[r15*8+38430h]
           38 mov [rsp+r14-8], rax
           3d lea rsp, [rsp-8]
           42 lea r14, [rsp-8]
           47 pext r15, r14, gs:[0B0h]
-          52 xor r14, gs:[r15*8+28320h]
+          52 xor r14, gs:[r15*8+28430h]
           5b cmp r14, 0FF8h
           62 ja 00000000000000A7h
-          68 mov r14, gs:[r15*8+38320h]
+          68 mov r14, gs:[r15*8+38430h]
           71 mov [rsp+r14-8], rcx
           76 lea rsp, [rsp-8]
           7b xor eax, eax
@@ -1023,10 +1025,10 @@ fn per_access_form_checks_each_access() {
           83 jmp 0FFFFFFFFFFFFFF00h
           88 mov r15d, 65h
           8e jmp 0FFFFFFFFFFFFFF00h
-          93 xor r14, gs:[r15*8+28320h]
+          93 xor r14, gs:[r15*8+28430h]
           9c mov r15d, 66h
           a2 jmp 0FFFFFFFFFFFFFF00h
-          a7 xor r14, gs:[r15*8+28320h]
+          a7 xor r14, gs:[r15*8+28430h]
           b0 mov r15d, 67h
           b6 jmp 0FFFFFFFFFFFFFF00h
         [Interpret { at: 4 }, Stale, Access { at: 0, size: 8, write: true, stack: false, retry: 9 }, Access { at: 1, size: 8, write: true, stack: false, retry: 66 }]
@@ -1081,10 +1083,10 @@ fn comparison_of_registers_is_done_again_behind_a_check() {
               20 cmp rdx, 20h
               24 lea r14, [rbx+8]
               28 pext r15, r14, gs:[0B0h]
-              33 xor r14, gs:[r15*8+300h]
+              33 xor r14, gs:[r15*8+410h]
               3c cmp r14, 0FF8h
               43 ja 0000000000000077h
-              49 mov r14, gs:[r15*8+18300h]
+              49 mov r14, gs:[r15*8+18410h]
               52 cmp rdx, 20h
               56 mov rax, [rbx+r14+8]
               5b ja 0000000000000017h
@@ -1092,7 +1094,7 @@ fn comparison_of_registers_is_done_again_behind_a_check() {
               67 jmp 0FFFFFFFFFFFFFF00h
               6c mov r15d, 65h
               72 jmp 0FFFFFFFFFFFFFF00h
-              77 xor r14, gs:[r15*8+300h]
+              77 xor r14, gs:[r15*8+410h]
               80 cmp rdx, 20h
               84 mov r15d, 66h
               8a jmp 0FFFFFFFFFFFFFF00h
@@ -1111,18 +1113,18 @@ fn result_of_a_logical_instruction_is_tested_behind_a_check() {
               20 or esi, eax
               22 lea r14, [rbx+rcx]
               26 pext r15, r14, gs:[0B0h]
-              31 xor r14, gs:[r15*8+300h]
+              31 xor r14, gs:[r15*8+410h]
               3a cmp r14, 0FF8h
               41 ja 0000000000000078h
-              47 add r14, gs:[r15*8+10300h]
+              47 add r14, gs:[r15*8+10410h]
               50 test esi, esi
               53 mov rax, [r14]
               56 mov r14, rax
               59 pext r15, r14, gs:[0C0h]
-              64 jmp qword ptr gs:[r15*8+60360h]
+              64 jmp qword ptr gs:[r15*8+60470h]
               6d mov r15d, 64h
               73 jmp 0FFFFFFFFFFFFFF00h
-              78 xor r14, gs:[r15*8+300h]
+              78 xor r14, gs:[r15*8+410h]
               81 test esi, esi
               84 mov r15d, 65h
               8a jmp 0FFFFFFFFFFFFFF00h
@@ -1143,18 +1145,18 @@ fn two_bases_have_a_shared_check_each() {
               17 mov r14, gs:[662000h]
               20 mov r14, rbx
               23 pext r15, r14, gs:[0B0h]
-              2e xor r14, gs:[r15*8+8300h]
+              2e xor r14, gs:[r15*8+8410h]
               37 cmp r14, 0FF0h
               3e ja 00000000000000C2h
-              44 mov r15, gs:[r15*8+18300h]
+              44 mov r15, gs:[r15*8+18410h]
               4d mov gs:[108h], r15
               56 mov rax, [rbx+r15]
               5a mov r14, rsi
               5d pext r15, r14, gs:[0B0h]
-              68 xor r14, gs:[r15*8+8300h]
+              68 xor r14, gs:[r15*8+8410h]
               71 cmp r14, 0FF0h
               78 ja 00000000000000D6h
-              7e mov r15, gs:[r15*8+18300h]
+              7e mov r15, gs:[r15*8+18410h]
               87 mov gs:[120h], r15
               90 mov rdx, [rsi+r15]
               94 mov r15, gs:[108h]
@@ -1165,10 +1167,10 @@ fn two_bases_have_a_shared_check_each() {
               b2 jmp 0000000000000017h
               b7 mov r15d, 64h
               bd jmp 0FFFFFFFFFFFFFF00h
-              c2 xor r14, gs:[r15*8+8300h]
+              c2 xor r14, gs:[r15*8+8410h]
               cb mov r15d, 65h
               d1 jmp 0FFFFFFFFFFFFFF00h
-              d6 xor r14, gs:[r15*8+8300h]
+              d6 xor r14, gs:[r15*8+8410h]
               df mov r15d, 66h
               e5 jmp 0FFFFFFFFFFFFFF00h
             [Stale, Group { at: 0, len: 16, write: true, stack: false, retry: 32, patch: 203 }, Group { at: 3, len: 16, write: true, stack: false, retry: 90, patch: 223 }]
@@ -1220,13 +1222,13 @@ fn repeated_store_with_live_flags_saves_them() {
               56 ja 00000000000000D8h
               5c pext r15, rdi, gs:[0B0h]
               67 mov r14, rdi
-              6a xor r14, gs:[r15*8+8300h]
+              6a xor r14, gs:[r15*8+8410h]
               73 cmp r14, 0FFFh
               7a ja 00000000000000D8h
               80 lea r14, [r14+rcx]
               84 cmp r14, 1000h
               8b ja 00000000000000D8h
-              91 mov r14, gs:[r15*8+18300h]
+              91 mov r14, gs:[r15*8+18410h]
               9a mov rax, gs:[0D8h]
               a3 add al, 7Fh
               a5 sahf

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use translator::context::Mode;
 use translator::relocation;
 use translator::{Block, Exit, GuestCode, Kind, Options, Placing, Request, Thunks, Translator};
+use x86::features::Features;
 
 const VA: u64 = 0x7000_1000;
 const PLACE: u64 = 0x10_0000;
@@ -39,11 +40,18 @@ fn modes() -> impl Strategy<Value = Mode> {
     ]
 }
 
+fn features() -> impl Strategy<Value = Features> {
+    prop_oneof![
+        Just(Features::EVERYTHING),
+        Just(x86::features::CpuModel::Baseline.required())
+    ]
+}
+
 /// Bytes with many instructions in them, rather than many invalid ones.
 fn code() -> impl Strategy<Value = Vec<u8>> {
     let byte = prop_oneof![
         4 => any::<u8>(),
-        1 => prop::sample::select(vec![0x0f, 0x66, 0xf3, 0xf2, 0xf0, 0x48, 0x4c, 0x41, 0x8b, 0x89, 0x24]),
+        1 => prop::sample::select(vec![0x0f, 0x66, 0xf3, 0xf2, 0xf0, 0xc4, 0xc5, 0xe2, 0x7d, 0x48, 0x4c, 0x41, 0x8b, 0x89, 0x24]),
     ];
     prop::collection::vec(byte, 1..200)
 }
@@ -124,12 +132,13 @@ proptest! {
     #[test]
     fn any_bytes_become_a_well_formed_block_or_are_refused(
         code in code(), kind in kinds(), mode in modes(), at_end in any::<bool>(), count in any::<bool>(),
+        features in features(),
     ) {
         let mut pages = vec![0x90; 8192];
         let offset = if at_end { 4096 - code.len().min(8) } else { 0 };
         pages[offset..offset + code.len()].copy_from_slice(&code);
         let thunks = Thunks { exit: PLACE - 0x100, jump_miss: PLACE - 0x80, stack_refill: [PLACE - 0x40; 3] };
-        let request = Request { va: VA + offset as u64, mode, kind, place: PLACE, first_exit: FIRST_EXIT, thunks };
+        let request = Request { va: VA + offset as u64, mode, kind, features, place: PLACE, first_exit: FIRST_EXIT, thunks };
         let mut translator = Translator::new(Options { count_instructions: count });
         let mut block = Block::default();
         if translator.translate(&request, &Pages(pages), &mut block).is_ok() {
@@ -166,7 +175,7 @@ proptest! {
         pages[offset..offset + code.len()].copy_from_slice(&code);
         let pages = Pages(pages);
         let request = |(place, first_exit, thunks)| Request {
-            va: VA + offset as u64, mode, kind, place, first_exit, thunks,
+            va: VA + offset as u64, mode, kind, features: Features::EVERYTHING, place, first_exit, thunks,
         };
         let mut translator = Translator::new(Options { count_instructions: count });
         let (mut moved, mut wanted) = (Block::default(), Block::default());
@@ -191,6 +200,7 @@ fn an_instruction_across_pages_wants_the_second_page() {
         va: VA + 4094,
         mode: Mode::User,
         kind: Kind::Grouped,
+        features: Features::EVERYTHING,
         place: PLACE,
         first_exit: FIRST_EXIT,
         thunks: Thunks::default(),

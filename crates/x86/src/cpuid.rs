@@ -1,6 +1,9 @@
 //! CPUID leaves and feature bits (SDM vol. 2A, CPUID; KVM's in Linux,
 //! Documentation/virt/kvm/x86/cpuid.rst). Only what the house names.
 
+/// EAX, EBX, ECX, EDX.
+pub type Leaf = [u32; 4];
+
 /// Vendor and highest basic leaf.
 pub const VENDOR: u32 = 0;
 /// Version and features.
@@ -15,6 +18,8 @@ pub const APIC_TIMER_ALWAYS_RUNS: u32 = 1 << 2;
 pub const EXTENDED_FEATURES: u32 = 7;
 /// Topology.
 pub const TOPOLOGY: u32 = 0xb;
+/// Processor extended state: what XSAVE saves.
+pub const EXTENDED_STATE: u32 = 0xd;
 /// TSC and crystal clock.
 pub const TSC: u32 = 0x15;
 /// Processor frequency.

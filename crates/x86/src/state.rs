@@ -88,8 +88,10 @@ pub struct VcpuState {
     pub efer: u64,
     /// DR0 to DR3, DR6, DR7.
     pub debug: [u64; 6],
-    /// The 512 bytes of FXSAVE64 (SDM vol. 1, table 10-2).
-    pub fxsave: Vec<u8>,
+    /// The XSAVE area in standard form ([`crate::xsave`]), at least its legacy region
+    /// and header. A component whose bit in XSTATE_BV is clear is in its initial
+    /// state.
+    pub xsave: Vec<u8>,
     /// Model-specific registers, (index, value), ascending; EFER, the APIC base
     /// and the TSC deadline are not repeated here.
     pub msrs: Vec<(u32, u64)>,
@@ -129,10 +131,6 @@ impl VcpuState {
             limit: 0xffff,
             rights: 0x009b,
         };
-        let mut fxsave = vec![0; 512];
-        // FCW and MXCSR (SDM vol. 1, §8.1.5 and §10.2.3)
-        fxsave[0..2].copy_from_slice(&0x037f_u16.to_le_bytes());
-        fxsave[24..28].copy_from_slice(&0x1f80_u32.to_le_bytes());
         Self {
             gpr: [0; 16],
             rip: 0xfff0,
@@ -164,7 +162,7 @@ impl VcpuState {
             xcr0: 1,
             efer: 0,
             debug: [0, 0, 0, 0, 0xffff_0ff0, 0x400],
-            fxsave,
+            xsave: crate::xsave::after_reset(),
             msrs: Vec::new(),
             apic: LocalApic {
                 base: 0xfee0_0900,

@@ -57,9 +57,11 @@ const CELLS: [usize; super::state::CELLS] = {
     cells
 };
 
-const SINGLE: [(usize, Field); 13] = [
+const SINGLE: [(usize, Field); 15] = [
     (offset_of!(Context, direction), Field::Direction),
     (offset_of!(Context, fs_base), Field::Plain),
+    (offset_of!(Context, tsc_aux), Field::Plain),
+    (offset_of!(Context, upper_live), Field::Bit),
     (offset_of!(Context, gs_base), Field::Guest),
     (offset_of!(Context, kernel_gs_base), Field::Guest),
     (offset_of!(Context, interrupts_enabled), Field::Bit),

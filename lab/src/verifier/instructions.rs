@@ -23,7 +23,7 @@ const COMPUTE: &[Mnemonic] = {
         Cmpxchg16b, Cmpxchg8b, Cqo, Crc32, Cwd, Cwde, Dec, Div, Idiv, Imul, Inc, Lahf, Lea, Mov, Movbe, Movnti, Movsx,
         Movsxd, Movzx, Mul, Neg, Nop, Not, Or, Popcnt, Lzcnt, Tzcnt, Adcx, Adox, Rcl, Rcr, Rol, Ror, Sahf, Sal, Sar,
         Sbb, Seta, Setae, Setb, Setbe, Sete, Setg, Setge, Setl, Setle, Setne, Setno, Setnp, Setns, Seto, Setp, Sets,
-        Shl, Shld, Shr, Shrd, Stc, Sub, Test, Xadd, Xchg, Xor, Rdrand, Rdtsc, Lfence, Mfence, Sfence,
+        Shl, Shld, Shr, Shrd, Stc, Sub, Test, Xadd, Xchg, Xor, Rdrand, Rdseed, Rdtsc, Lfence, Mfence, Sfence,
         // x87
         F2xm1, Fabs, Fadd, Faddp, Fbld, Fbstp, Fchs, Fcmovb, Fcmovbe, Fcmove, Fcmovnb, Fcmovnbe, Fcmovne, Fcmovnu,
         Fcmovu, Fcom, Fcomi, Fcomip, Fcomp, Fcompp, Fcos, Fdecstp, Fdiv, Fdivp, Fdivr, Fdivrp, Ffree, Ffreep, Fiadd,
@@ -31,6 +31,8 @@ const COMPUTE: &[Mnemonic] = {
         Fldl2e, Fldl2t, Fldlg2, Fldln2, Fldpi, Fldz, Fmul, Fmulp, Fnclex, Fninit, Fnop, Fnstcw, Fnstsw, Fpatan, Fprem,
         Fprem1, Fptan, Frndint, Fscale, Fsin, Fsincos, Fsqrt, Fst, Fstp, Fstpnce, Fsub, Fsubp, Fsubr, Fsubrp, Ftst,
         Fucom, Fucomi, Fucomip, Fucomp, Fucompp, Fxam, Fxch, Fxtract, Fyl2x, Fyl2xp1, Wait,
+        // SHA
+        Sha1msg1, Sha1msg2, Sha1nexte, Sha1rnds4, Sha256msg1, Sha256msg2, Sha256rnds2,
         // MMX and SSE
         Addpd, Addps, Addsd, Addss, Addsubpd, Addsubps, Aesdec, Aesdeclast, Aesenc, Aesenclast, Aesimc,
         Aeskeygenassist, Andnpd, Andnps, Andpd, Andps, Blendpd, Blendps, Blendvpd, Blendvps, Cmppd, Cmpps, Cmpsd,

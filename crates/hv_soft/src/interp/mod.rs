@@ -6,19 +6,24 @@
 //! part of the way). What is not handled here is #UD.
 
 mod data;
+mod environment;
 mod io;
 mod segment;
 mod stack;
 mod string;
 mod system;
+mod vector;
+mod xsave;
 
 pub(crate) use segment::segment_index;
 pub(crate) use system::{CR0_KNOWN, CR4_KNOWN};
 
-use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{EncodingKind, Instruction, Mnemonic, OpKind, Register};
 
 use crate::cpu::{Cpu, Run};
 use crate::exceptions::{Fault, UD};
+
+pub(crate) use xsave::xcr0_is_valid;
 
 /// Where control goes after an instruction.
 pub(crate) enum Flow {
@@ -52,6 +57,12 @@ impl Run<'_> {
         if ins.has_lock_prefix() && !data::may_lock(ins.mnemonic()) {
             return Err(UD);
         }
+        // Some EVEX-encoded ones share a mnemonic with others.
+        let encoding = ins.code().encoding();
+        if !matches!(encoding, EncodingKind::Legacy | EncodingKind::VEX) {
+            return Err(UD);
+        }
+        self.check_executable(ins.code())?;
         match ins.mnemonic() {
             M::Movsb
             | M::Movsw
@@ -133,6 +144,30 @@ impl Run<'_> {
             | M::Cmpxchg16b
             | M::Sahf
             | M::Lahf => self.data(ins),
+            M::Xgetbv
+            | M::Xsetbv
+            | M::Xsave
+            | M::Xsave64
+            | M::Xsaveopt
+            | M::Xsaveopt64
+            | M::Xrstor
+            | M::Xrstor64 => self.extended_state(ins),
+            M::Fnstenv | M::Fldenv | M::Fnsave | M::Frstor => self.environment(ins),
+            M::Vmaskmovps
+            | M::Vmaskmovpd
+            | M::Vpmaskmovd
+            | M::Vpmaskmovq
+            | M::Vpgatherdd
+            | M::Vpgatherdq
+            | M::Vpgatherqd
+            | M::Vpgatherqq
+            | M::Vgatherdps
+            | M::Vgatherdpd
+            | M::Vgatherqps
+            | M::Vgatherqpd
+            | M::Maskmovdqu
+            | M::Vmaskmovdqu
+            | M::Maskmovq => self.vector(ins),
             _ => self.system(ins),
         }
     }

@@ -4,6 +4,7 @@
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use x86::control::{cr0, cr4, efer, vector};
 use x86::descriptor as rights;
+use x86::features::Feature;
 use x86::paging;
 use x86::registers::{R11, RAX, RBX, RCX, RDX, rflags};
 use x86::state::{Segment, VcpuState};
@@ -174,9 +175,14 @@ impl Run<'_> {
                 self.context.gpr[RAX] = now & 0xffff_ffff;
                 self.context.gpr[RDX] = now >> 32;
                 if ins.mnemonic() == M::Rdtscp {
-                    self.context.gpr[RCX] = self.regs.tsc_aux;
+                    self.context.gpr[RCX] = self.context.tsc_aux;
                 }
             }
+            M::Rdpid => {
+                let value = self.context.tsc_aux;
+                self.set_register(ins.op0_register(), value);
+            }
+            M::Rdfsbase | M::Rdgsbase | M::Wrfsbase | M::Wrgsbase => self.segment_bases(ins)?,
             M::Swapgs => {
                 self.privileged()?;
                 let context = &mut *self.context;
@@ -185,6 +191,7 @@ impl Run<'_> {
             M::Clts => {
                 self.privileged()?;
                 self.regs.cr0 &= !cr0::TS;
+                self.units_changed();
             }
             M::Invlpg => {
                 self.privileged()?;
@@ -213,13 +220,33 @@ impl Run<'_> {
                 self.context.gpr[RAX] = i64::cast_unsigned(refusal);
             }
             // Caches and TLB hints have nothing to do here.
-            M::Clflush | M::Clflushopt | M::Pause | M::Nop | M::Monitor | M::Reservednop => {}
+            M::Wait | M::Clflush | M::Clflushopt | M::Clwb | M::Pause | M::Nop | M::Reservednop => {
+            }
             _ => {
                 tracing::debug!(%ins, rip = format_args!("{:#x}", ins.ip()), "not executed");
                 return Err(UD);
             }
         }
         Ok(Flow::Next)
+    }
+
+    /// RDFSBASE and its family, where CR4 allows them.
+    fn segment_bases(&mut self, ins: &Instruction) -> Result<(), Fault> {
+        let register = ins.op0_register();
+        let value = self.register(register);
+        if !paging::is_canonical(value)
+            && matches!(ins.mnemonic(), Mnemonic::Wrfsbase | Mnemonic::Wrgsbase)
+        {
+            return Err(GP);
+        }
+        let (fs_base, gs_base) = (self.context.fs_base, self.context.gs_base);
+        match ins.mnemonic() {
+            Mnemonic::Rdfsbase => self.set_register(register, fs_base),
+            Mnemonic::Rdgsbase => self.set_register(register, gs_base),
+            Mnemonic::Wrfsbase => self.context.fs_base = value,
+            _ => self.context.gs_base = value,
+        }
+        Ok(())
     }
 
     fn sti_allowed(&self) -> Result<(), Fault> {
@@ -296,11 +323,12 @@ impl Run<'_> {
         if changed & cr0::WP != 0 {
             self.flush_all();
         }
+        self.units_changed();
         Ok(())
     }
 
     fn set_cr4(&mut self, value: u64) -> Result<(), Fault> {
-        if value & !CR4_KNOWN != 0 || value & cr4::PAE == 0 {
+        if value & !(CR4_KNOWN | self.cr4_of_model()) != 0 || value & cr4::PAE == 0 {
             return Err(GP);
         }
         let changed = self.regs.cr4 ^ value;
@@ -316,6 +344,7 @@ impl Run<'_> {
         if changed & cr4::DE != 0 {
             self.rearm();
         }
+        self.units_changed();
         Ok(())
     }
 
@@ -361,11 +390,7 @@ impl Run<'_> {
         }
         let mut image = Fpu([0; 512]);
         fxsave(&mut image);
-        let xmm = &self.context.xmm;
-        for (bytes, register) in image.0[160..416].chunks_exact_mut(16).zip(xmm) {
-            bytes[..8].copy_from_slice(&register[0].to_le_bytes());
-            bytes[8..].copy_from_slice(&register[1].to_le_bytes());
-        }
+        self.put_xmm(&mut image);
         self.write_bytes(at, &image.0[..FXSAVE_USED])
     }
 
@@ -387,17 +412,19 @@ impl Run<'_> {
 }
 
 impl crate::cpu::Cpu {
-    /// What CPUID gives.
-    pub(crate) fn cpuid(&self, leaf: u32, sub: u32) -> crate::cpuid::Leaf {
-        let place = crate::cpuid::Place {
-            id: self.id,
-            count: self.peers.count() as u32,
-        };
-        let mut answer = crate::cpuid::guest(leaf, sub, place, self.clock.khz());
-        if leaf == 1 && self.regs.cr4 & cr4::OSXSAVE != 0 {
-            answer[2] |= 1 << 27;
+    /// CR4 bits that come with the model's features.
+    pub(crate) fn cr4_of_model(&self) -> u64 {
+        let bit = |feature, bit| if self.model.has(feature) { bit } else { 0 };
+        bit(Feature::Xsave, cr4::OSXSAVE) | bit(Feature::Fsgsbase, cr4::FSGSBASE)
+    }
+
+    /// Puts the XMM registers into an FXSAVE image.
+    pub(crate) fn put_xmm(&self, image: &mut Fpu) {
+        let xmm = &self.context.xmm;
+        for (bytes, register) in image.0[160..416].chunks_exact_mut(16).zip(xmm) {
+            bytes[..8].copy_from_slice(&register[0].to_le_bytes());
+            bytes[8..].copy_from_slice(&register[1].to_le_bytes());
         }
-        answer
     }
 
     /// The XMM registers of an FXSAVE image.

@@ -405,7 +405,11 @@ impl Cpu {
     fn early_system(&mut self, ins: &Instruction) -> Result<(), Trouble> {
         use Mnemonic as M;
         match ins.mnemonic() {
-            M::Hlt => self.halted = true,
+            M::Hlt => {
+                self.halted = true;
+                // So that it sleeps.
+                self.context.pending = 1;
+            }
             M::Cpuid => {
                 let (leaf, sub) = (self.context.gpr[RAX] as u32, self.context.gpr[RCX] as u32);
                 let answer = self.cpuid(leaf, sub);
@@ -428,7 +432,10 @@ impl Cpu {
                 self.context.gpr[RDX] = now >> 32;
             }
             M::Lgdt | M::Lidt | M::Sgdt | M::Sidt => return self.early_table(ins),
-            M::Clts => self.regs.cr0 &= !cr0::TS,
+            M::Clts => {
+                self.regs.cr0 &= !cr0::TS;
+                self.units_changed();
+            }
             M::Smsw => {
                 let value = self.regs.cr0;
                 self.set_early_operand(ins, 0, value)?;
@@ -485,13 +492,14 @@ impl Cpu {
                 Register::CR4 => {
                     // What long mode needs stays while it is active; PCID needs it.
                     let long = self.regs.efer & efer::LMA != 0;
-                    if value & !CR4_KNOWN != 0
+                    if value & !(CR4_KNOWN | self.cr4_of_model()) != 0
                         || (long && value & cr4::PAE == 0)
                         || (!long && value & cr4::PCIDE != 0)
                     {
                         return Err(GP);
                     }
                     self.regs.cr4 = value;
+                    self.units_changed();
                 }
                 _ => return Err(Trouble::Lacks),
             }
@@ -529,6 +537,7 @@ impl Cpu {
             self.regs.efer &= !efer::LMA;
         }
         self.regs.cr0 = value & CR0_KNOWN | cr0::ET;
+        self.units_changed();
         Ok(())
     }
 }

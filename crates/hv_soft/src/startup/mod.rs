@@ -26,7 +26,6 @@ use x86::state::{Segment, VcpuState};
 
 use crate::apic::Startup;
 use crate::cpu::{Cpu, Phase, Registers};
-use crate::decoded::OPTIONS;
 use crate::interp::is_locked;
 use crate::mmu::walk::Access;
 
@@ -83,8 +82,8 @@ impl Cpu {
         }
     }
 
-    /// INIT (SDM vol. 3, table 9-1): as after RESET, but x87 and SSE registers, the
-    /// TSC and most MSRs stay. The first vCPU would go on in a firmware that is not
+    /// INIT (SDM vol. 3, table 9-1): as after RESET, but x87, SSE and AVX registers, XCR0,
+    /// the TSC and most MSRs stay. The first vCPU would go on in a firmware that is not
     /// there.
     fn initialize(&mut self) {
         let reset = VcpuState::after_reset();
@@ -94,7 +93,7 @@ impl Cpu {
             lstar: old.lstar,
             cstar: old.cstar,
             fmask: old.fmask,
-            tsc_aux: old.tsc_aux,
+            xcr0: old.xcr0,
             plain_msrs: old.plain_msrs,
             kvm_system_time: old.kvm_system_time,
             kvm_wall_clock: old.kvm_wall_clock,
@@ -111,6 +110,7 @@ impl Cpu {
         self.nmi_pending = false;
         self.nmi_blocked = false;
         self.flush_all();
+        self.units_changed();
         self.phase = if self.id == 0 {
             Phase::Early
         } else {
@@ -187,7 +187,8 @@ impl Cpu {
                 return Err(GP);
             }
             len += room;
-            let mut decoder = Decoder::with_ip(self.early_bits(), &bytes[..len], ip, OPTIONS);
+            let options = translator::decoder_options(self.model);
+            let mut decoder = Decoder::with_ip(self.early_bits(), &bytes[..len], ip, options);
             decoder.decode_out(into);
             if !into.is_invalid() {
                 decoded = Ok(());

@@ -55,6 +55,7 @@ impl Stage {
             layers: vec!["/layer a".into(), "/layer b".into()],
             vcpus: 1,
             memory_mib: 64,
+            cpu_model: sandbox::CpuModel::default(),
             engine: Engine::Auto,
             translation_cache: None,
             boot_timeout: Duration::from_secs(10),

@@ -111,4 +111,5 @@ pub(super) const ROWS: &[Entry] = &[
     entry(Pabsw_mm_mmm64, Copy, "0F 38 1D /r", "Rm", "", ""),
     entry(Pabsd_mm_mmm64, Copy, "0F 38 1E /r", "Rm", "", ""),
     entry(Palignr_mm_mmm64_imm8, Copy, "0F 3A 0F /r ib", "Rmi", "", ""),
+    entry(Maskmovq_rDI_mm_mm, Interpret, "0F F7 /r", "Arm", "", ""),
 ];

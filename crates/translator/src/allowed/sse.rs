@@ -212,4 +212,5 @@ pub(super) const ROWS: &[Entry] = &[
     entry(Paddb_xmm_xmmm128, Copy, "66 0F FC /r", "Rm", "", ""),
     entry(Paddw_xmm_xmmm128, Copy, "66 0F FD /r", "Rm", "", ""),
     entry(Paddd_xmm_xmmm128, Copy, "66 0F FE /r", "Rm", "", ""),
+    entry(Maskmovdqu_rDI_xmm_xmm, Interpret, "66 0F F7 /r", "Arm", "", ""),
 ];

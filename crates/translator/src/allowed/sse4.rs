@@ -1,4 +1,4 @@
-//! What may be copied: SSSE3, SSE4.1, SSE4.2, AES and carry-less multiplication.
+//! What may be copied: SSSE3, SSE4.1 and SSE4.2.
 //! The columns are explained at [`Row::new`].
 
 use iced_x86::Code::*;
@@ -55,11 +55,6 @@ pub(super) const ROWS: &[Entry] = &[
     entry(Pmaxud_xmm_xmmm128, Copy, "66 0F 38 3F /r", "Rm", "", ""),
     entry(Pmulld_xmm_xmmm128, Copy, "66 0F 38 40 /r", "Rm", "", ""),
     entry(Phminposuw_xmm_xmmm128, Copy, "66 0F 38 41 /r", "Rm", "", ""),
-    entry(Aesimc_xmm_xmmm128, Copy, "66 0F 38 DB /r", "Rm", "", ""),
-    entry(Aesenc_xmm_xmmm128, Copy, "66 0F 38 DC /r", "Rm", "", ""),
-    entry(Aesenclast_xmm_xmmm128, Copy, "66 0F 38 DD /r", "Rm", "", ""),
-    entry(Aesdec_xmm_xmmm128, Copy, "66 0F 38 DE /r", "Rm", "", ""),
-    entry(Aesdeclast_xmm_xmmm128, Copy, "66 0F 38 DF /r", "Rm", "", ""),
     entry(Roundps_xmm_xmmm128_imm8, Copy, "66 0F 3A 08 /r ib", "Rmi", "", ""),
     entry(Roundpd_xmm_xmmm128_imm8, Copy, "66 0F 3A 09 /r ib", "Rmi", "", ""),
     entry(Roundss_xmm_xmmm32_imm8, Copy, "66 0F 3A 0A /r ib", "Rmi", "", ""),
@@ -84,12 +79,10 @@ pub(super) const ROWS: &[Entry] = &[
     entry(Dpps_xmm_xmmm128_imm8, Copy, "66 0F 3A 40 /r ib", "Rmi", "", ""),
     entry(Dppd_xmm_xmmm128_imm8, Copy, "66 0F 3A 41 /r ib", "Rmi", "", ""),
     entry(Mpsadbw_xmm_xmmm128_imm8, Copy, "66 0F 3A 42 /r ib", "Rmi", "", ""),
-    entry(Pclmulqdq_xmm_xmmm128_imm8, Copy, "66 0F 3A 44 /r ib", "Rmi", "", ""),
     entry(Pcmpestrm_xmm_xmmm128_imm8, Copy, "66 0F 3A 60 /r ib", "rmi", ">oszapc", ""),
     entry(Pcmpestrm64_xmm_xmmm128_imm8, Copy, "66 W 0F 3A 60 /r ib", "rmi", ">oszapc", ""),
     entry(Pcmpestri_xmm_xmmm128_imm8, Copy, "66 0F 3A 61 /r ib", "rmi", ">oszapc", "c"),
     entry(Pcmpestri64_xmm_xmmm128_imm8, Copy, "66 W 0F 3A 61 /r ib", "rmi", ">oszapc", "c"),
     entry(Pcmpistrm_xmm_xmmm128_imm8, Copy, "66 0F 3A 62 /r ib", "rmi", ">oszapc", ""),
     entry(Pcmpistri_xmm_xmmm128_imm8, Copy, "66 0F 3A 63 /r ib", "rmi", ">oszapc", "c"),
-    entry(Aeskeygenassist_xmm_xmmm128_imm8, Copy, "66 0F 3A DF /r ib", "Rmi", "", ""),
 ];

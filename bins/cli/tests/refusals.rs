@@ -23,7 +23,10 @@ fn mistakes_on_the_command_line_are_told_in_one_line() {
         (&["--memory", "lots", "oci:x"], &["\"lots\"", "256M"]),
         (&["--cpus", "0", "oci:x"], &["\"0\"", "1 to 32"]),
         (&["--boot-timeout", "soon", "oci:x"], &["\"soon\"", "30s"]),
-        (&["--engine", "magic", "oci:x"], &["magic", "see kombi"]),
+        (
+            &["--engine", "magic", "oci:x"],
+            &["magic", "auto, soft, kvm"],
+        ),
         (&["-q", "-v", "oci:x"], &["--quiet", "--verbose"]),
         (&["-e", "=x", "oci:x"], &["has no name", "NAME=value"]),
         (

@@ -120,8 +120,10 @@ impl Stage {
             .map(|dir| dir.map(|entry| entry.expect("entry").path()).collect())
             .unwrap_or_default();
         assert!(left.is_empty(), "left behind: {left:?}");
-        if self.file("vmm.pid").exists() {
-            let process = PathBuf::from(format!("/proc/{}", self.monitor_pid()));
+        // Where it is empty the monitor ended before it had written.
+        let text = fs::read_to_string(self.file("vmm.pid")).unwrap_or_default();
+        if let Ok(pid) = text.trim().parse::<i32>() {
+            let process = PathBuf::from(format!("/proc/{pid}"));
             assert!(!process.exists(), "the monitor lives on");
         }
     }

@@ -96,6 +96,10 @@ pub(crate) struct RunArgs {
     #[arg(long, value_enum, value_name = "MODEL", default_value = "v2")]
     cpu_model: CpuModelArg,
 
+    /// Write what the software engine does to this file, one JSON object a line; slows the guest.
+    #[arg(long, value_name = "FILE")]
+    engine_trace: Option<PathBuf>,
+
     /// Boot this kernel (an uncompressed ELF vmlinux, or a bzImage).
     #[arg(long, value_name = "PATH")]
     kernel: Option<PathBuf>,
@@ -222,6 +226,7 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Complaint> {
         engine: args.engine.into(),
         translation_cache: args.translation_cache,
         cpu_model: args.cpu_model.into(),
+        engine_trace: args.engine_trace,
         boot_timeout: args.boot_timeout,
         verbose: args.verbose,
     };

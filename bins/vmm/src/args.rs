@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use blueprint::{CpuModel, Engine};
 use clap::{Parser, ValueEnum};
+use hv_soft::Failing;
 
 /// Most characters of `--id`, as in Firecracker.
 const ID_BYTES_MAX: usize = 64;
@@ -68,6 +69,20 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N")]
     pub(crate) status_fd: Option<u32>,
 
+    /// Write the engine's counters to this file or FIFO, one JSON object a line: at the
+    /// start, each minute, and at the end, each time what came since the last one.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) metrics_path: Option<PathBuf>,
+
+    /// Write what the engine does to this file, one JSON object a line: blocks that it
+    /// translated and dropped, why and where it left translated code. Slows the guest.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) engine_trace: Option<PathBuf>,
+
+    /// Have the engine fail soon, for tests of what is said then.
+    #[arg(long, value_enum, hide = true)]
+    pub(crate) fail_engine: Option<FailingArg>,
+
     /// Do not filter the system calls of vCPU threads, for debugging: a guest that
     /// breaks out of the engine may then do whatever this process may.
     #[arg(long)]
@@ -119,6 +134,27 @@ impl From<EngineArg> for Engine {
             EngineArg::Auto => Engine::Auto,
             EngineArg::Soft => Engine::Soft,
             EngineArg::Kvm => Engine::Kvm,
+        }
+    }
+}
+
+/// `--fail-engine`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum FailingArg {
+    /// A panic on a vCPU's thread.
+    Panic,
+    /// A fault in translated code.
+    HostFault,
+    /// A jump out of translated code.
+    WildJump,
+}
+
+impl From<FailingArg> for Failing {
+    fn from(asked: FailingArg) -> Self {
+        match asked {
+            FailingArg::Panic => Failing::Panic,
+            FailingArg::HostFault => Failing::HostFault,
+            FailingArg::WildJump => Failing::WildJump,
         }
     }
 }

@@ -2,19 +2,45 @@
 //! what the software engine keeps from one machine to the next.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::sync::Arc;
 
 use blueprint::{Blueprint, Engine};
-use hv_soft::{Options, SoftHypervisor};
+use hv_soft::{Counters, EngineTrace, Failing, Options, SoftHypervisor};
 use translations::{Place, Translations};
 
 use crate::failure::Failure;
+
+/// What is to be seen of the engine.
+#[derive(Debug, Default)]
+pub(crate) struct Watching {
+    /// Where its counters go.
+    pub(crate) counters: Arc<Counters>,
+    /// Where its trace goes.
+    pub(crate) trace: Option<File>,
+    /// Whether it fails.
+    pub(crate) failing: Option<Failing>,
+}
+
+impl Watching {
+    fn apply(self, mut engine: SoftHypervisor) -> SoftHypervisor {
+        engine = engine.counted(self.counters);
+        if let Some(file) = self.trace {
+            engine = engine.traced(Arc::new(EngineTrace::new(file)));
+        }
+        match self.failing {
+            Some(failing) => engine.failing(failing),
+            None => engine,
+        }
+    }
+}
 
 /// The engine for what was asked, and the translations that it keeps: `auto` is the
 /// software engine until there is another one.
 pub(crate) fn choose(
     asked: &Blueprint,
     translation_cache: Option<&OsStr>,
+    watching: Watching,
 ) -> Result<(SoftHypervisor, Option<Arc<Translations>>), Failure> {
     match asked.engine() {
         Engine::Auto | Engine::Soft => {}
@@ -22,9 +48,10 @@ pub(crate) fn choose(
     }
     let options = Options {
         cpu_model: asked.cpu_model(),
+        count_instructions: watching.trace.is_some(),
         ..Options::default()
     };
-    let engine = SoftHypervisor::new(options);
+    let engine = watching.apply(SoftHypervisor::new(options));
     let Place::Folder(folder) = Place::choose(translation_cache) else {
         return Ok((engine, None));
     };

@@ -45,6 +45,12 @@ pub(crate) enum Failure {
         path: PathBuf,
         source: std::io::Error,
     },
+    #[error("failed to open {path:?} for {what}")]
+    OpenOutput {
+        what: &'static str,
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error("failed to use --status-fd {number}")]
     StatusFd { number: u32, source: std::io::Error },
     #[error("failed to {doing}")]
@@ -62,7 +68,9 @@ impl Failure {
             | Failure::LongConfig { .. }
             | Failure::Config { .. }
             | Failure::NoSuchEngine { .. } => exit::BAD_CONFIGURATION,
-            Failure::OpenLog { .. } | Failure::StatusFd { .. } => exit::BAD_ARGUMENTS,
+            Failure::OpenLog { .. } | Failure::OpenOutput { .. } | Failure::StatusFd { .. } => {
+                exit::BAD_ARGUMENTS
+            }
             Failure::Build { source } | Failure::Run { source } => match source {
                 // Not the engine's failure, but more than it was made for.
                 MachineError::Engine {
@@ -81,7 +89,9 @@ impl Failure {
             Failure::ReadConfig { .. } => Some("give a readable file, or - for standard input"),
             Failure::NoSuchEngine { .. } => Some("try --engine soft"),
             Failure::Build { source } | Failure::Run { source } => source.hint(),
-            Failure::OpenLog { .. } => Some("give a path that can be written"),
+            Failure::OpenLog { .. } | Failure::OpenOutput { .. } => {
+                Some("give a path that can be written")
+            }
             Failure::StatusFd { .. } => Some("give the number of an open descriptor"),
             Failure::LongConfig { .. } | Failure::Config { .. } | Failure::Host { .. } => None,
         }

@@ -189,7 +189,13 @@ fn allowed() -> Result<Rules, seccompiler::BackendError> {
         &[libc::AF_UNIX as u64],
     )?;
     // A fault that is nobody's ends the process by its own name.
-    let faults = [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL];
+    let faults = [
+        libc::SIGSEGV,
+        libc::SIGBUS,
+        libc::SIGFPE,
+        libc::SIGILL,
+        libc::SIGTRAP,
+    ];
     only(
         libc::SYS_rt_sigaction,
         0,

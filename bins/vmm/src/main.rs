@@ -12,6 +12,7 @@ mod args;
 mod engine;
 mod failure;
 mod filter;
+mod metrics;
 mod status;
 mod surroundings;
 
@@ -29,8 +30,10 @@ use machine::{Ended, Machine, Outcome, Stdio};
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::args::{Args, Level};
+use crate::engine::Watching;
 use crate::failure::{Failure, exit};
 use crate::filter::Filter;
+use crate::metrics::Metrics;
 use crate::status::Status;
 
 /// Bytes of a configuration file.
@@ -81,7 +84,17 @@ fn run(args: &Args, status: &mut Status) -> Result<u8, Failure> {
     start_log(args)?;
 
     let blueprint = read_blueprint(args)?;
-    let (hypervisor, kept) = engine::choose(&blueprint, args.translation_cache.as_deref())?;
+    let metrics = output(args.metrics_path.as_deref(), "metrics", metrics::open)?;
+    let watching = Watching {
+        counters: Arc::default(),
+        trace: output(args.engine_trace.as_deref(), "the engine's trace", |path| {
+            File::create(path)
+        })?,
+        failing: args.fail_engine.map(Into::into),
+    };
+    let counters = Arc::clone(&watching.counters);
+    let (hypervisor, kept) =
+        engine::choose(&blueprint, args.translation_cache.as_deref(), watching)?;
     let stdio = Stdio {
         // Standard input that held the configuration is at its end.
         input: if reads_stdin(args) {
@@ -108,6 +121,10 @@ fn run(args: &Args, status: &mut Status) -> Result<u8, Failure> {
         note.store(signal, Ordering::SeqCst)
     })
     .map_err(host("take signals"))?;
+    let metrics = metrics
+        .map(|file| Metrics::start(file, counters, kept.clone()))
+        .transpose()
+        .map_err(host("start a thread"))?;
     let running = machine.start().map_err(|source| Failure::Run { source })?;
     status.started();
     tracing::info!(
@@ -117,6 +134,9 @@ fn run(args: &Args, status: &mut Status) -> Result<u8, Failure> {
         "started"
     );
     let ended = running.wait();
+    if let Some(metrics) = metrics {
+        metrics.end();
+    }
     let code = finish(ended, stopped_by.load(Ordering::SeqCst), status);
     if let Some(kept) = kept {
         engine::save(&kept);
@@ -140,6 +160,25 @@ fn finish(ended: Ended, stopped_by: i32, status: &mut Status) -> Result<u8, Fail
     };
     status.stopped(&outcome.to_string(), message.as_deref());
     Ok(code)
+}
+
+/// Opens a file that an option names.
+fn output(
+    path: Option<&Path>,
+    what: &'static str,
+    open: impl FnOnce(&Path) -> std::io::Result<File>,
+) -> Result<Option<File>, Failure> {
+    let Some(path) = path else {
+        return Ok(None);
+    };
+    match open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(source) => Err(Failure::OpenOutput {
+            what,
+            path: path.to_path_buf(),
+            source,
+        }),
+    }
 }
 
 fn reads_stdin(args: &Args) -> bool {

@@ -66,6 +66,15 @@ impl Record {
         }
     }
 
+    pub(crate) fn kind(&self) -> Kind {
+        match self.bits >> 2 & 3 {
+            0 => Kind::Grouped,
+            1 => Kind::PerAccess,
+            2 => Kind::Bounce,
+            _ => Kind::Step,
+        }
+    }
+
     pub(crate) fn crosses(&self) -> bool {
         self.bits & CROSSES != 0
     }
@@ -214,6 +223,14 @@ impl Blocks {
         self.records[id as usize]
     }
 
+    /// A record's host code, and where it runs.
+    pub(crate) fn code(&self, id: Id) -> (u64, Vec<u8>) {
+        let place = self.records[id as usize].place as usize;
+        let next = self.records.get(id as usize + 1);
+        let end = next.map_or(self.buf.used(), |next| next.place as usize);
+        (self.buf.address(place), self.buf.bytes(place, end))
+    }
+
     pub(crate) fn find(&self, key: Key) -> Option<Id> {
         let bits = key.bits();
         let mut next = self.heads[key.hash()];
@@ -307,17 +324,11 @@ impl Blocks {
     }
 
     fn unchain(&mut self, id: Id, record: Record) {
-        let kind = match record.bits >> 2 & 3 {
-            0 => Kind::Grouped,
-            1 => Kind::PerAccess,
-            2 => Kind::Bounce,
-            _ => Kind::Step,
-        };
         let key = Key {
             va: record.va,
             page: record.page,
             mode: record.mode(),
-            kind,
+            kind: record.kind(),
         };
         let hash = key.hash();
         if self.heads[hash] == id + 1 {

@@ -116,6 +116,22 @@ impl CodeBuf {
         }
     }
 
+    /// What is at `from` up to `to`, as far as it was written.
+    pub(crate) fn bytes(&self, from: usize, to: usize) -> Vec<u8> {
+        let to = to.min(self.used);
+        let mut bytes = vec![0; to.saturating_sub(from)];
+        // SAFETY: from..to lies in the running view, which may be read, and only this
+        // thread writes it.
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                (self.run + from) as *const u8,
+                bytes.as_mut_ptr(),
+                bytes.len(),
+            );
+        }
+        bytes
+    }
+
     /// Makes the rel32 at `offset` lead to `target`, an offset too.
     pub(crate) fn patch_rel32(&mut self, offset: usize, target: usize) {
         let rel = (target as i64 - (offset as i64 + 4)) as i32;

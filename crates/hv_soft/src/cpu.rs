@@ -32,6 +32,7 @@ use crate::rest::Rest;
 use crate::stats::EngineStats;
 use crate::stepping::Stepping;
 use crate::translate::Translating;
+use crate::watch::Watch;
 
 /// RFLAGS bits that live in the host's flags, and so in `Context::rflags`.
 pub(crate) const HOST_FLAGS: u64 = rflags::STATUS | rflags::DF;
@@ -99,6 +100,7 @@ pub(crate) struct Cpu {
     pub(crate) nmi_pending: bool,
     pub(crate) nmi_blocked: bool,
     pub(crate) stats: EngineStats,
+    pub(crate) watch: Watch,
     pub(crate) rest: Rest,
     pub(crate) observer: Option<Observer>,
     /// Translations made before.

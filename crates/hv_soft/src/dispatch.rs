@@ -69,13 +69,13 @@ impl Cpu {
         // Timers, and what came while nobody ran.
         self.context.pending = 1;
         self.collect();
-        let ended = Run { cpu: self, io }.run(bell, &stay, &armed);
+        let ended = self.run_or_tell(io, bell, &stay, &armed);
         stay.end(&mut self.fpu);
         self.save_xmm();
         drop(armed);
         self.record_writes();
         drop(awake);
-        self.stats.instructions = self.context.instructions;
+        self.publish();
         ended
     }
 
@@ -170,7 +170,12 @@ impl Cpu {
 }
 
 impl Run<'_> {
-    fn run(&mut self, bell: &Doorbell, stay: &Stay, armed: &Armed) -> Result<Ended, Error> {
+    pub(crate) fn run(
+        &mut self,
+        bell: &Doorbell,
+        stay: &Stay,
+        armed: &Armed,
+    ) -> Result<Ended, Error> {
         let mut timer = HostTimer::default();
         loop {
             if self.context.pending != 0 || bell.rung() {
@@ -197,6 +202,9 @@ impl Run<'_> {
                 match next {
                     Ok(Next::Resume(at)) => {
                         let number = self.enter(stay, at);
+                        if self.watch.trace.is_some() {
+                            self.trace_exit(number);
+                        }
                         next = self.handle(number, stay);
                     }
                     Ok(Next::Look) => match self.trap() {

@@ -17,6 +17,7 @@
 #![allow(unsafe_code)] // sigaction, sigaltstack, ucontext, timers, mprotect
 
 use std::cell::Cell;
+use std::fmt::Write as _;
 use std::io;
 use std::ptr;
 use std::sync::OnceLock;
@@ -25,6 +26,7 @@ use translator::block::FAULT_EXIT;
 
 use crate::doorbell::{Doorbell, TIMER};
 use crate::enter::ContextBox;
+use crate::report::{FaultDetails, Words};
 
 const FAULTS: [i32; 5] = [
     libc::SIGSEGV,
@@ -42,6 +44,8 @@ struct Running {
     poll: u64,
     context: *mut translator::context::Context,
     doorbell: *const Doorbell,
+    /// Of the last fault in translated code.
+    details: Cell<FaultDetails>,
 }
 
 thread_local! {
@@ -119,6 +123,7 @@ impl Armed {
             poll,
             context,
             doorbell,
+            details: Cell::default(),
         });
         let mut stack = vec![0u8; STACK_LEN];
         let new = libc::stack_t {
@@ -161,6 +166,11 @@ impl Armed {
             outer_stack,
             timer,
         })
+    }
+
+    /// Of the last fault in translated code.
+    pub(crate) fn fault_details(&self) -> FaultDetails {
+        self.running.details.get()
     }
 
     /// Has the timer ring the doorbell in `nanoseconds` (at least one).
@@ -268,10 +278,14 @@ extern "C" fn on_fault(signal: i32, info: *mut libc::siginfo_t, ucontext: *mut l
     unsafe {
         let registers = &mut (*ucontext.cast::<libc::ucontext_t>()).uc_mcontext.gregs;
         let pc = registers[libc::REG_RIP as usize] as u64;
-        if running.is_null() || pc < (*running).code.0 || pc >= (*running).code.1 {
+        if running.is_null() {
             return chain(signal, info, ucontext);
         }
         let running = &*running;
+        if pc < running.code.0 || pc >= running.code.1 {
+            tell(signal, info, registers, running);
+            return chain(signal, info, ucontext);
+        }
         let trap = registers[libc::REG_TRAPNO as usize] as u64;
         let address = (*info).si_addr() as u64;
         let polled = signal == libc::SIGSEGV && trap == 14 && address & !0xfff == running.poll;
@@ -282,9 +296,81 @@ extern "C" fn on_fault(signal: i32, info: *mut libc::siginfo_t, ucontext: *mut l
         (*context).fault_pc = pc;
         (*context).fault_signal = if polled { 0 } else { signal as u64 };
         (*context).fault_trap = trap;
+        let r15 = registers[libc::REG_R15 as usize] as u64;
+        running.details.set(FaultDetails { address, r15 });
         registers[libc::REG_R15 as usize] = i64::from(FAULT_EXIT);
         registers[libc::REG_RIP as usize] = running.exit_thunk as i64;
     }
+}
+
+/// Says what is known of a fault on a vCPU's thread outside of translated code: the
+/// engine is wrong, or translated code jumped out. Async-signal-safe.
+///
+/// # Safety
+/// `info` is a SA_SIGINFO handler's; what `running` names is there.
+unsafe fn tell(
+    signal: i32,
+    info: *mut libc::siginfo_t,
+    registers: &[libc::greg_t; 23],
+    running: &Running,
+) {
+    let register = |index: i32| registers[index as usize] as u64;
+    let pc = register(libc::REG_RIP);
+    // SAFETY: as the caller says.
+    let (address, rip, resume) = unsafe {
+        let context = running.context;
+        let fields = (&raw const (*context).rip, &raw const (*context).resume);
+        ((*info).si_addr() as u64, fields.0.read(), fields.1.read())
+    };
+    let mut words = Words::new();
+    // What does not fit is left out.
+    let _ = writeln!(
+        words,
+        "kombi: the engine failed: signal {signal}, trap {} at host pc {pc:#x}, address {address:#x}, \
+         outside of translated code\n  guest rip {rip:#x} at the last exit; entered translated code \
+         ({:#x} to {:#x}) at {resume:#x}",
+        register(libc::REG_TRAPNO),
+        running.code.0,
+        running.code.1,
+    );
+    const NAMES: [(&str, i32); 16] = [
+        ("rax", libc::REG_RAX),
+        ("rcx", libc::REG_RCX),
+        ("rdx", libc::REG_RDX),
+        ("rbx", libc::REG_RBX),
+        ("rsp", libc::REG_RSP),
+        ("rbp", libc::REG_RBP),
+        ("rsi", libc::REG_RSI),
+        ("rdi", libc::REG_RDI),
+        ("r8", libc::REG_R8),
+        ("r9", libc::REG_R9),
+        ("r10", libc::REG_R10),
+        ("r11", libc::REG_R11),
+        ("r12", libc::REG_R12),
+        ("r13", libc::REG_R13),
+        ("r14", libc::REG_R14),
+        ("r15", libc::REG_R15),
+    ];
+    for (i, (name, index)) in NAMES.into_iter().enumerate() {
+        let space = if i % 4 == 0 { "  " } else { " " };
+        let end = if i % 4 == 3 { "\n" } else { "" };
+        let _ = write!(words, "{space}{name} {:#x}{end}", register(index));
+    }
+    // These say where they are; others say what was not there, and it may be the code.
+    let at_pc = [libc::SIGILL, libc::SIGFPE, libc::SIGTRAP].contains(&signal);
+    if at_pc || address != pc {
+        // SAFETY: the instruction at `pc` was fetched; its page holds what is read.
+        let code = unsafe {
+            let len = 16.min(4096 - (pc & 0xfff) as usize);
+            std::slice::from_raw_parts(pc as *const u8, len)
+        };
+        let _ = write!(words, "  host code at pc:");
+        words.hex(code);
+        let _ = writeln!(words);
+    }
+    let words = words.bytes();
+    // SAFETY: a whole buffer.
+    unsafe { libc::write(2, words.as_ptr().cast(), words.len()) };
 }
 
 /// Hands a fault to whoever handled it before. Async-signal-safe.

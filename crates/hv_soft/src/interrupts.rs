@@ -48,6 +48,7 @@ impl Cpu {
             }
             if requests & TIMER != 0 {
                 timer.armed = None;
+                self.publish();
             }
             let now = self.clock.now();
             self.apic.expire(now);
@@ -88,6 +89,7 @@ impl Cpu {
                 continue;
             }
             self.stats.sleeps += 1;
+            self.publish();
             let look_again = self.rest();
             let until_timer = deadline.map(|deadline| {
                 let ticks = deadline.saturating_sub(self.clock.now());

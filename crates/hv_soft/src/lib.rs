@@ -7,7 +7,8 @@
 //!            ├─ translate ─▶ recall ─▶ translations, translator; blocks
 //!            ├─ mmu (walk, tlb, access)
 //!            ├─ interp (what is not translated), exceptions, msr, cpuid
-//!            └─ interrupts ─▶ apic (local, ioapic), clock, doorbell
+//!            ├─ interrupts ─▶ apic (local, ioapic), clock, doorbell
+//!            └─ watch (counters), trace, report: what engineers see
 //! ```
 //!
 //! Unsafe code is in `codebuf` (the code cache), `enter` (into translated code and
@@ -49,19 +50,24 @@ mod msr;
 mod partition;
 mod peers;
 mod recall;
+mod report;
 mod rest;
 mod startup;
 mod state;
 mod stats;
 mod stepping;
+mod trace;
 mod translate;
 mod units;
 mod vcpu;
+mod watch;
 
 pub use cpuid::{host_check, host_features};
 pub use partition::{Observer, Options, SoftHypervisor, SoftPartition};
 pub use stats::EngineStats;
+pub use trace::EngineTrace;
 pub use vcpu::SoftVcpu;
+pub use watch::{Counters, Failing};
 pub use x86::features::CpuModel;
 
 /// The engine's name, as in `--engine`.

@@ -26,11 +26,13 @@ use crate::peers::Peers;
 use crate::recall::Saver;
 use crate::stats::EngineStats;
 use crate::stepping::Stepping;
+use crate::trace::EngineTrace;
 use crate::translate::Translating;
 use crate::vcpu::SoftVcpu;
+use crate::watch::{Counters, Failing, Wanted, Watch};
 
 /// Most vCPUs of a machine: sets of them are bits of a byte.
-const VCPUS_MAX: u8 = 8;
+pub(crate) const VCPUS_MAX: u8 = 8;
 /// Smallest code cache: one step of the buffer beyond what a translation may need.
 const CODE_CACHE_MIN: usize = 512 << 10;
 /// A vCPU's share of the code cache is not smaller than this, if the whole is not:
@@ -82,6 +84,7 @@ pub struct SoftHypervisor {
     options: Options,
     observer: Option<Observer>,
     kept: Option<Arc<Translations>>,
+    wanted: Wanted,
 }
 
 impl SoftHypervisor {
@@ -102,6 +105,27 @@ impl SoftHypervisor {
             kept: Some(kept),
             ..self
         }
+    }
+
+    /// The engine that keeps its counters in `counters` too: of one machine.
+    #[must_use]
+    pub fn counted(mut self, counters: Arc<Counters>) -> Self {
+        self.wanted.counters = Some(counters);
+        self
+    }
+
+    /// The engine that says what it does in `trace`.
+    #[must_use]
+    pub fn traced(mut self, trace: Arc<EngineTrace>) -> Self {
+        self.wanted.trace = Some(trace);
+        self
+    }
+
+    /// The engine that fails after some translations, for tests of what it says then.
+    #[must_use]
+    pub fn failing(mut self, failing: Failing) -> Self {
+        self.wanted.failing = Some(failing);
+        self
     }
 
     /// The engine that shows each translation to `observer`.
@@ -161,6 +185,7 @@ impl Hypervisor for SoftHypervisor {
             let mut cpu = new_cpu(id as u32, ram, shared, clock, self.options, model)?;
             cpu.units_changed();
             cpu.observer = self.observer;
+            cpu.watch = Watch::new(&self.wanted, id as u32);
             cpu.kept.clone_from(&self.kept);
             cpu.saver.clone_from(&saver);
             cpus.push(Some(SoftVcpu::new(Box::new(cpu), bell)));
@@ -234,6 +259,7 @@ fn new_cpu(
         nmi_pending: false,
         nmi_blocked: false,
         stats: EngineStats::default(),
+        watch: Watch::default(),
         rest: crate::rest::Rest::new(),
         observer: None,
         kept: None,

@@ -1,9 +1,29 @@
-//! Counters of what the engine did, for tuning and tests.
+//! Counters of what the engine did, for tuning, metrics and tests.
 
-/// Counts since the machine was made. Not part of a machine's saved state.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct EngineStats {
+/// [`EngineStats`], and what is done with all of its fields alike.
+macro_rules! counters {
+    ($($(#[$doc:meta])* pub $name:ident: u64,)*) => {
+        /// Counts since the machine was made. Not part of a machine's saved state.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub struct EngineStats {
+            $($(#[$doc])* pub $name: u64,)*
+            /// Guest instructions executed in kernel and user mode, where counting is on.
+            pub instructions: [u64; 2],
+        }
+
+        impl EngineStats {
+            fn zip(&self, other: &Self, f: impl Fn(u64, u64) -> u64) -> Self {
+                Self {
+                    $($name: f(self.$name, other.$name),)*
+                    instructions: [0, 1].map(|i| f(self.instructions[i], other.instructions[i])),
+                }
+            }
+        }
+    };
+}
+
+counters! {
     /// Exits to link a jump.
     pub links: u64,
     /// Jump cache misses.
@@ -73,6 +93,24 @@ pub struct EngineStats {
     pub mmio: u64,
     /// Port accesses.
     pub pio: u64,
-    /// Guest instructions executed in kernel and user mode, where counting is on.
-    pub instructions: [u64; 2],
+}
+
+impl EngineStats {
+    /// These and the other ones: of several vCPUs.
+    #[must_use]
+    pub fn plus(&self, other: &Self) -> Self {
+        self.zip(other, u64::wrapping_add)
+    }
+
+    /// What was counted after `earlier`.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        self.zip(earlier, u64::wrapping_sub)
+    }
+
+    /// Accesses and group checks that found no entry in the TLB.
+    #[must_use]
+    pub fn tlb_misses(&self) -> u64 {
+        self.accesses.wrapping_add(self.groups)
+    }
 }

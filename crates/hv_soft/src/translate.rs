@@ -130,6 +130,9 @@ impl Cpu {
             }
         };
         self.stats.translation_ticks += tsc().wrapping_sub(started);
+        if let Ok(id) = result {
+            self.fail_on_purpose(id);
+        }
         result
     }
 
@@ -170,6 +173,9 @@ impl Cpu {
                 self.stats.translations += u64::from(!kept);
                 if let Some(observer) = self.observer {
                     observer(&request, &translating.block);
+                }
+                if let Some(trace) = &mut self.watch.trace {
+                    trace.block(&request, &translating.block, kept);
                 }
                 self.keep(key, &translating.block, &copies)
                     .map_err(NoBlock::Fault)
@@ -253,6 +259,11 @@ impl Cpu {
             self.invalidate(page);
         }
         self.stats.patched += u64::from(!hit.is_empty());
+        if let Some(trace) = &mut self.watch.trace
+            && !hit.is_empty()
+        {
+            trace.store(pa, len, hit.len());
+        }
         self.drop_blocks(hit);
     }
 
@@ -269,6 +280,9 @@ impl Cpu {
     pub(crate) fn invalidate(&mut self, page: u32) {
         self.stats.invalidations += 1;
         let ids = self.blocks.take_page(page);
+        if let Some(trace) = &mut self.watch.trace {
+            trace.drop_page(page, ids.len());
+        }
         self.drop_blocks(ids);
         self.disclaim(u64::from(page));
     }
@@ -276,6 +290,9 @@ impl Cpu {
     /// Drops every translation. Only between blocks: the caller goes on by lookup.
     pub(crate) fn flush_code(&mut self) {
         self.stats.code_flushes += 1;
+        if let Some(trace) = &mut self.watch.trace {
+            trace.flush();
+        }
         for page in self.blocks.clear() {
             self.disclaim(page);
         }

@@ -30,6 +30,10 @@ impl SoftVcpu {
 impl Drop for SoftVcpu {
     fn drop(&mut self) {
         self.bell.disconnect();
+        let cpu = &mut *self.cpu;
+        if let Some(trace) = &mut cpu.watch.trace {
+            trace.end(&cpu.stats);
+        }
     }
 }
 

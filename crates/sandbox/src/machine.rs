@@ -66,6 +66,8 @@ pub struct Plan {
     pub translation_cache: Option<OsString>,
     /// The guest's CPU.
     pub cpu_model: CpuModel,
+    /// The monitor's `--engine-trace`.
+    pub engine_trace: Option<PathBuf>,
     /// From the monitor's start to the first word of the guest's init.
     pub boot_timeout: Duration,
     /// Copy the console and the monitor's log to standard error.
@@ -128,7 +130,8 @@ impl Plan {
             })?;
         let console = dir.path().join("console");
         let cache = self.translation_cache.as_deref();
-        let vmm = VmmProcess::spawn(&self.vmm, &draft, &console, cache, self.verbose)?;
+        let trace = self.engine_trace.as_deref();
+        let vmm = VmmProcess::spawn(&self.vmm, &draft, &console, cache, trace, self.verbose)?;
         tracing::debug!(%id, after = ?started.elapsed(), "monitor started");
         Ok(Booting {
             vmm,

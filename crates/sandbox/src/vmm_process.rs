@@ -81,6 +81,7 @@ impl VmmProcess {
         draft: &Draft,
         console: &Path,
         translation_cache: Option<&OsStr>,
+        engine_trace: Option<&Path>,
         verbose: bool,
     ) -> Result<Self, Error> {
         let channel = |action| move |source| Error::Channel { action, source };
@@ -99,6 +100,9 @@ impl VmmProcess {
         let mut command = Command::new(program);
         if let Some(cache) = translation_cache {
             command.arg("--translation-cache").arg(cache);
+        }
+        if let Some(trace) = engine_trace {
+            command.arg("--engine-trace").arg(trace);
         }
         let mut child = command
             .args(["--config-file", "-", "--die-with-parent"])

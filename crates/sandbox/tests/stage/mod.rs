@@ -58,6 +58,7 @@ impl Stage {
             cpu_model: sandbox::CpuModel::default(),
             engine: Engine::Auto,
             translation_cache: None,
+            engine_trace: None,
             boot_timeout: Duration::from_secs(10),
             verbose: false,
         }

@@ -149,6 +149,26 @@ __attribute__((target("avx2,fma"))) static unsigned vectors(void) {
     return _mm256_extract_epi32(bits, 3) + (unsigned)_mm256_cvtss_f32(sum);
 }
 
+__attribute__((target("avx2,fma"))) static unsigned vector_matmul(void) {
+    enum { N = 256 };
+    static float a[N][N], b[N][N], c[N][N];
+    for (int i = 0; i < N; i++)
+        for (int j = 0; j < N; j++) a[i][j] = i * j % 17 + 0.5f, b[i][j] = i + j % 13;
+    for (int round = 0; round < 30; round++)
+        for (int i = 0; i < N; i++)
+            for (int j = 0; j < N; j += 32) {
+                __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+                for (int k = 0; k < N; k++) {
+                    __m256 x = _mm256_broadcast_ss(&a[i][k]);
+#pragma GCC unroll 4
+                    for (int v = 0; v < 4; v++) sum[v] = _mm256_fmadd_ps(x, _mm256_loadu_ps(&b[k][j + 8 * v]), sum[v]);
+                }
+#pragma GCC unroll 4
+                for (int v = 0; v < 4; v++) _mm256_storeu_ps(&c[i][j + 8 * v], sum[v]);
+            }
+    return (unsigned)c[17][93];
+}
+
 /* --- programs */
 
 static char *const *environment = (char *const[]){"PATH=/usr/bin:/bin", "HOME=/tmp", "PYTHONHASHSEED=0", NULL};
@@ -219,6 +239,7 @@ static const struct row rows[] = {
     {"fork-exec", fork_exec},
     {"pipe", ping_pong},
     {"avx2", vectors},
+    {"avx2-matmul", vector_matmul},
     {"bb-gzip", NULL, make_text, 0, {BUSYBOX, "gzip", "-c", "text"}},
     {"bb-sha256sum", NULL, make_text, 0, {BUSYBOX, "sha256sum", "text", "text", "text", "text", NULL}},
     {"bb-sort", NULL, make_text, 0, {BUSYBOX, "sort", "text"}},
@@ -242,7 +263,7 @@ static void run(const char *name) {
         printf("SKIP %s unknown\n", name);
         return;
     }
-    if (row->run == vectors && !(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))) {
+    if ((row->run == vectors || row->run == vector_matmul) && !(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))) {
         printf("SKIP %s no AVX in this model\n", name);
         return;
     }

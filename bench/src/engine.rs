@@ -19,8 +19,10 @@ use crate::memory;
 use crate::rivals::{self, Machine};
 use crate::rows::{ROWS, Row};
 
-/// The host's libc must not use what the guest's CPU does not have.
+/// The host's libc must not use what the guest's CPU does not have: that of model v2.
 const SAME_MODEL: &str = "glibc.cpu.hwcaps=-AVX512F,-AVX512VL,-AVX512BW,-AVX2,-AVX,-BMI2,-BMI1,-LZCNT,-MOVBE,-ERMS,-FSRM";
+/// As `SAME_MODEL`, for larger models.
+const WITHOUT_AVX512: &str = "glibc.cpu.hwcaps=-AVX512F,-AVX512VL,-AVX512BW";
 const MEMORY_MIB: u32 = 640;
 
 /// What the command line asks.
@@ -32,6 +34,9 @@ pub(crate) struct Asked {
     /// Another build of the monitor, to be measured in turn.
     other: Option<PathBuf>,
     vmm: Option<PathBuf>,
+    /// CPU models of both, where the row needs none.
+    model: Option<String>,
+    other_model: Option<String>,
 }
 
 impl Asked {
@@ -43,6 +48,8 @@ impl Asked {
             qemu: true,
             other: None,
             vmm: None,
+            model: None,
+            other_model: None,
         };
         let mut words = words.iter();
         while let Some(word) = words.next() {
@@ -57,8 +64,10 @@ impl Asked {
                 "--no-qemu" => asked.qemu = false,
                 "--other" => asked.other = Some(value()?.into()),
                 "--vmm" => asked.vmm = Some(value()?.into()),
+                "--cpu-model" => asked.model = Some(value()?.clone()),
+                "--other-cpu-model" => asked.other_model = Some(value()?.clone()),
                 _ => bail!(
-                    "{word:?} is not known; known are --only NAME,…, --rounds N, --no-qemu, --vmm PATH, --other PATH"
+                    "{word:?} is not known; known are --only NAME,…, --rounds N, --no-qemu, --vmm PATH, --other PATH, --cpu-model MODEL, --other-cpu-model MODEL"
                 ),
             }
         }
@@ -136,16 +145,17 @@ impl Files {
         Ok(files)
     }
 
-    fn machine(&self, row: &str, rooted: bool) -> Machine<'_> {
+    fn machine<'a>(&'a self, row: &Row, model: Option<&'a str>) -> Machine<'a> {
         Machine {
             kernel: &self.kernel,
             initramfs: &self.initramfs,
-            parameters: format!("bench.row={row}"),
+            parameters: format!("bench.row={}", row.name),
             memory_mib: MEMORY_MIB,
+            cpu_model: row.model.or(model),
             disk: self
                 .root
                 .as_ref()
-                .filter(|_| rooted)
+                .filter(|_| row.rooted)
                 .map(|(_, disk)| disk.as_path()),
         }
     }
@@ -228,7 +238,7 @@ struct Times {
 fn measure(row: &Row, files: &Files, asked: &Asked) -> Result<bool> {
     let mut times = Times::default();
     for _ in 0..asked.rounds {
-        let machine = files.machine(row.name, row.rooted);
+        let machine = files.machine(row, asked.model.as_deref());
         let child = rivals::kombi_machine(&files.vmm, &machine)?;
         match guest_time(row.name, child)? {
             Outcome::Took(took) => times.ours.push(took),
@@ -238,12 +248,13 @@ fn measure(row: &Row, files: &Files, asked: &Asked) -> Result<bool> {
             }
         }
         if let Some(other) = &files.other {
+            let machine = files.machine(row, asked.other_model.as_deref());
             let child = rivals::kombi_machine(other, &machine)?;
             if let Outcome::Took(took) = guest_time(row.name, child)? {
                 times.other.push(took);
             }
         }
-        match native_time(row, files)? {
+        match native_time(row, files, asked.model.as_deref())? {
             Outcome::Took(took) => times.native.push(took),
             Outcome::Skipped(why) => bail!("{} on the host: {why}", row.name),
         }
@@ -345,7 +356,11 @@ fn guest_time(name: &str, mut child: Child) -> Result<Outcome> {
 }
 
 /// The same program here, in namespaces of its own.
-fn native_time(row: &Row, files: &Files) -> Result<Outcome> {
+fn native_time(row: &Row, files: &Files, model: Option<&str>) -> Result<Outcome> {
+    let libc = match row.model.or(model) {
+        Some("v3" | "host") => WITHOUT_AVX512,
+        _ => SAME_MODEL,
+    };
     let mut command = Command::new("unshare");
     command
         .args(["--user", "--map-root-user", "--mount", "--pid", "--fork"])
@@ -353,7 +368,7 @@ fn native_time(row: &Row, files: &Files) -> Result<Outcome> {
         .arg(row.name)
         .current_dir(&files.scratch)
         .env("BENCH_NATIVE", "1")
-        .env("GLIBC_TUNABLES", SAME_MODEL)
+        .env("GLIBC_TUNABLES", libc)
         .stdin(Stdio::null());
     if let Some((root, _)) = &files.root {
         command.env("BENCH_ROOT", root);

@@ -4,6 +4,7 @@
 //!
 //! usage: bench [all|boot|run|cpu|memory|python]
 //!        bench engine [--only NAME,…] [--rounds N] [--no-qemu] [--vmm PATH] [--other PATH]
+//!                     [--cpu-model MODEL] [--other-cpu-model MODEL]
 #![forbid(unsafe_code)]
 
 mod engine;

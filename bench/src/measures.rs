@@ -27,6 +27,7 @@ fn boot_of(guests: &Guests, kernel: &Path, rounds: usize) -> Result<Pairs> {
         initramfs: &guests.ready,
         parameters: String::new(),
         memory_mib: rivals::MEMORY_MIB,
+        cpu_model: None,
         disk: None,
     };
     let mut pairs = Pairs::default();

@@ -59,6 +59,7 @@ pub(crate) fn report(files: &Files) -> Result<()> {
         initramfs: &files.ready,
         parameters: String::new(),
         memory_mib: 256,
+        cpu_model: None,
         disk: None,
     };
     let mut child = rivals::kombi_machine(&files.vmm, &machine)?;

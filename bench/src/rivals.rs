@@ -28,6 +28,8 @@ pub(crate) struct Machine<'a> {
     /// More of the kernel's command line.
     pub(crate) parameters: String,
     pub(crate) memory_mib: u32,
+    /// Kombi's `--cpu-model`, where it is not to choose.
+    pub(crate) cpu_model: Option<&'a str>,
     /// Its first disk, read-only.
     pub(crate) disk: Option<&'a Path>,
 }
@@ -39,6 +41,7 @@ pub(crate) fn kombi_vmm(guests: &Guests, initramfs: &Path) -> Result<Child> {
         initramfs,
         parameters: String::new(),
         memory_mib: MEMORY_MIB,
+        cpu_model: None,
         disk: None,
     };
     kombi_machine(&guests.vmm, &machine)
@@ -54,6 +57,9 @@ pub(crate) fn kombi_machine(vmm: &Path, machine: &Machine<'_>) -> Result<Child> 
         },
         "machine-config": { "vcpu_count": 1, "mem_size_mib": machine.memory_mib },
     });
+    if let Some(model) = machine.cpu_model {
+        config["machine-config"]["cpu_model"] = json!(model);
+    }
     if let Some(disk) = machine.disk {
         config["drives"] = json!([{
             "drive_id": "disk",
@@ -130,6 +136,7 @@ pub(crate) fn qemu(guests: &Guests, initramfs: &Path) -> Result<Child> {
         initramfs,
         parameters: String::new(),
         memory_mib: MEMORY_MIB,
+        cpu_model: None,
         disk: None,
     })
 }

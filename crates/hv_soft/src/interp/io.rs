@@ -115,7 +115,7 @@ impl Run<'_> {
         }
     }
 
-    fn port_read(&mut self, port: u16, size: usize) -> u64 {
+    pub(crate) fn port_read(&mut self, port: u16, size: usize) -> u64 {
         self.stats.pio += 1;
         self.breakpoints.port(port, size);
         let mut bytes = [0; 8];
@@ -123,7 +123,7 @@ impl Run<'_> {
         u64::from_le_bytes(bytes)
     }
 
-    fn port_write(&mut self, port: u16, size: usize, value: u64) {
+    pub(crate) fn port_write(&mut self, port: u16, size: usize, value: u64) {
         self.stats.pio += 1;
         self.breakpoints.port(port, size);
         self.outside(|io| io.pio_write(port, &value.to_le_bytes()[..size.min(4)]));

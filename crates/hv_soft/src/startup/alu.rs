@@ -41,6 +41,31 @@ pub(super) fn logic(value: u64, size: usize) -> (u64, u64) {
     (value & mask(size), of_result(value, size))
 }
 
+/// Quotient and remainder of `high:low` by `by`; `None` where that is #DE (SDM vol. 2,
+/// DIV and IDIV). Flags are undefined.
+pub(super) fn divide(
+    high: u64,
+    low: u64,
+    by: u64,
+    size: usize,
+    signed: bool,
+) -> Option<(u64, u64)> {
+    let (bits, m) = (8 * size as u32, mask(size));
+    let dividend = (high & m) << bits | low & m;
+    if signed {
+        let dividend = i128::from((dividend << (64 - 2 * bits)) as i64 >> (64 - 2 * bits));
+        let by = i128::from((by << (64 - bits)) as i64 >> (64 - bits));
+        let (quotient, remainder) = (dividend.checked_div(by)?, dividend.checked_rem(by)?);
+        let limit = 1_i128 << (bits - 1);
+        let fits = (-limit..limit).contains(&quotient);
+        fits.then_some((quotient as u64 & m, remainder as u64 & m))
+    } else {
+        let by = by & m;
+        let (quotient, remainder) = (dividend.checked_div(by)?, dividend.checked_rem(by)?);
+        (quotient <= m).then_some((quotient, remainder))
+    }
+}
+
 /// SHL, SHR, SAR, ROL and ROR.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Shift {
@@ -112,6 +137,19 @@ mod tests {
         assert_eq!(subtract(0x80, 1, 0, 1), (0x7f, OF | AF));
         assert_eq!(subtract(5, 4, 1, 2), (0, ZF | PF));
         assert_eq!(logic(0x8000_0000, 4), (0x8000_0000, SF | PF));
+    }
+
+    #[test]
+    fn divisions_fail_where_the_quotient_does_not_fit() {
+        assert_eq!(divide(0, 7, 2, 1, false), Some((3, 1)));
+        assert_eq!(divide(1, 0, 2, 4, false), Some((0x8000_0000, 0)));
+        assert_eq!(divide(2, 0, 2, 4, false), None);
+        assert_eq!(divide(0, 7, 0, 2, false), None);
+        // -7 / 2, and the one quotient without a positive twin.
+        assert_eq!(divide(0xff, 0xf9, 2, 1, true), Some((0xfd, 0xff)));
+        assert_eq!(divide(0xffff, 0x8000, 1, 2, true), Some((0x8000, 0)));
+        assert_eq!(divide(0xffff, 0x8000, 0xffff, 2, true), None);
+        assert_eq!(divide(1 << 31, 0, 0xffff_ffff, 4, true), None);
     }
 
     #[test]

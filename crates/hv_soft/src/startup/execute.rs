@@ -7,7 +7,7 @@ use x86::state::{DescriptorTable, VcpuState};
 
 use super::alu::{self, Shift, mask};
 use super::{GP, Trouble};
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, Run};
 use crate::interp::{CR0_KNOWN, CR4_KNOWN, segment_index};
 
 const UD: Trouble = Trouble::Fault(vector::UD);
@@ -199,6 +199,7 @@ impl Cpu {
                 self.set_status(flags);
             }
             M::Mul | M::Imul => self.early_multiply(ins, size)?,
+            M::Div | M::Idiv => self.early_divide(ins, size)?,
             M::Bswap => {
                 let value = self.early_operand(ins, 0)? as u32;
                 self.set_early_operand(ins, 0, value.swap_bytes().into())?;
@@ -309,19 +310,34 @@ impl Cpu {
         match (ins.op_count(), size) {
             (1, 1) => self.set_register(Register::AX, product as u64),
             (1, _) => {
-                let upper = if size == 2 {
-                    Register::DX
-                } else {
-                    Register::EDX
-                };
                 self.set_register(accumulator(size), low);
-                self.set_register(upper, high);
+                self.set_register(upper_accumulator(size), high);
             }
             _ => self.set_early_operand(ins, 0, low)?,
         }
         let over = u64::from(extend(low) != product);
         let flags = self.context.rflags & !(rflags::CF | rflags::OF);
         self.context.rflags = flags | over | over << 11;
+        Ok(())
+    }
+
+    fn early_divide(&mut self, ins: &Instruction, size: usize) -> Result<(), Trouble> {
+        let by = self.early_operand(ins, 0)?;
+        let (high, low) = if size == 1 {
+            (self.register(Register::AH), self.register(Register::AL))
+        } else {
+            (self.context.gpr[RDX], self.context.gpr[RAX])
+        };
+        let signed = ins.mnemonic() == Mnemonic::Idiv;
+        let (quotient, remainder) =
+            alu::divide(high, low, by, size, signed).ok_or(Trouble::Fault(vector::DE))?;
+        if size == 1 {
+            self.set_register(Register::AL, quotient);
+            self.set_register(Register::AH, remainder);
+        } else {
+            self.set_register(accumulator(size), quotient);
+            self.set_register(upper_accumulator(size), remainder);
+        }
         Ok(())
     }
 
@@ -446,6 +462,7 @@ impl Cpu {
                 let kept = self.regs.cr0 & !0xe;
                 self.set_early_cr0(kept | value)?;
             }
+            M::Ud0 | M::Ud1 | M::Ud2 => return Err(UD),
             _ => return Err(Trouble::Lacks),
         }
         Ok(())
@@ -539,6 +556,37 @@ impl Cpu {
         self.regs.cr0 = value & CR0_KNOWN | cr0::ET;
         self.units_changed();
         Ok(())
+    }
+}
+
+impl Run<'_> {
+    /// IN and OUT: at CPL 0, all ports are open.
+    pub(super) fn early_port(&mut self, ins: &Instruction) -> Result<(), Trouble> {
+        let port_of = |run: &Self, k| match ins.op_kind(k) {
+            OpKind::Register => run.context.gpr[RDX] as u16,
+            _ => u16::from(ins.immediate8()),
+        };
+        if ins.mnemonic() == Mnemonic::In {
+            let to = ins.op0_register();
+            let port = port_of(self, 1);
+            let value = self.port_read(port, to.size());
+            self.set_register(to, value);
+        } else {
+            let from = ins.op1_register();
+            let port = port_of(self, 0);
+            let value = self.register(from);
+            self.port_write(port, from.size(), value);
+        }
+        self.context.rip = ins.next_ip() & 0xffff_ffff;
+        Ok(())
+    }
+}
+
+fn upper_accumulator(size: usize) -> Register {
+    if size == 2 {
+        Register::DX
+    } else {
+        Register::EDX
     }
 }
 

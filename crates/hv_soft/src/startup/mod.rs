@@ -19,13 +19,13 @@ mod execute;
 mod memory;
 mod transfer;
 
-use iced_x86::{Decoder, Instruction};
+use iced_x86::{Decoder, Instruction, Mnemonic};
 use x86::control::vector;
 use x86::descriptor;
 use x86::state::{Segment, VcpuState};
 
 use crate::apic::Startup;
-use crate::cpu::{Cpu, Phase, Registers};
+use crate::cpu::{Cpu, Phase, Registers, Run};
 use crate::interp::is_locked;
 use crate::mmu::walk::Access;
 
@@ -118,48 +118,6 @@ impl Cpu {
         };
     }
 
-    /// Executes some instructions, until 64-bit code begins at the latest.
-    pub(crate) fn start_up(&mut self) -> Result<(), Stop> {
-        for _ in 0..TURN {
-            if self.halted || self.phase != Phase::Early {
-                break;
-            }
-            let mut ins = Instruction::default();
-            let done = self.early_fetch(&mut ins).and_then(|()| {
-                self.stats.interpreted += 1;
-                let locked = is_locked(&ins);
-                if locked {
-                    self.begin_alone();
-                }
-                let done = self.early_execute(&ins);
-                if locked {
-                    self.end_alone();
-                }
-                done
-            });
-            match done {
-                Ok(()) => {}
-                Err(Trouble::Fault(vector)) => {
-                    tracing::warn!(
-                        vcpu = self.id,
-                        vector,
-                        cs = self.regs.segments[VcpuState::CS].selector,
-                        rip = self.context.rip,
-                        instruction = %ins,
-                        "fault before 64-bit mode"
-                    );
-                    return Err(Stop::TripleFault);
-                }
-                Err(Trouble::Lacks) => {
-                    return Err(Stop::Engine(format!(
-                        "`{ins}` is not executed before 64-bit mode"
-                    )));
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Bytes of the default operand and address size.
     fn early_bits(&self) -> u32 {
         if self.regs.segments[VcpuState::CS].rights & descriptor::BIG != 0 {
@@ -196,5 +154,53 @@ impl Cpu {
             }
         }
         decoded
+    }
+}
+
+impl Run<'_> {
+    /// Executes some instructions, until 64-bit code begins at the latest.
+    pub(crate) fn start_up(&mut self) -> Result<(), Stop> {
+        for _ in 0..TURN {
+            if self.halted || self.phase != Phase::Early {
+                break;
+            }
+            let mut ins = Instruction::default();
+            let done = self.early_fetch(&mut ins).and_then(|()| {
+                self.stats.interpreted += 1;
+                let locked = is_locked(&ins);
+                if locked {
+                    self.begin_alone();
+                }
+                let done = match ins.mnemonic() {
+                    Mnemonic::In | Mnemonic::Out => self.early_port(&ins),
+                    _ => self.early_execute(&ins),
+                };
+                if locked {
+                    self.end_alone();
+                }
+                done
+            });
+            match done {
+                Ok(()) => {}
+                Err(Trouble::Fault(vector)) => {
+                    tracing::warn!(
+                        vcpu = self.id,
+                        vector,
+                        cs = self.regs.segments[VcpuState::CS].selector,
+                        rip = self.context.rip,
+                        instruction = %ins,
+                        "fault before 64-bit mode"
+                    );
+                    return Err(Stop::TripleFault);
+                }
+                Err(Trouble::Lacks) => {
+                    return Err(Stop::Engine(format!(
+                        "`{ins}` is not executed before 64-bit mode, which vCPUs only pass through \
+                         real and 32-bit mode to"
+                    )));
+                }
+            }
+        }
+        Ok(())
     }
 }

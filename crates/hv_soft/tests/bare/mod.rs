@@ -287,6 +287,14 @@ impl Machine {
         }
     }
 
+    /// What ends the runs of its vCPUs.
+    pub(crate) fn kicks(&self) -> Vec<Arc<dyn Kick>> {
+        std::iter::once(&self.vcpu)
+            .chain(&self.others)
+            .map(Vcpu::kicker)
+            .collect()
+    }
+
     pub(crate) fn said(&self) -> Vec<Said> {
         self.board.said.lock().unwrap().clone()
     }

@@ -1,36 +1,44 @@
 //! Time: the guest's TSC, which is the host's plus an offset, its rate, and the
 //! pages of KVM's paravirtual clock (Linux, Documentation/virt/kvm/x86/msr.rst).
 
-use std::sync::OnceLock;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::enter::tsc;
 
-/// A vCPU's clock.
-#[derive(Clone, Copy, Debug)]
+/// A machine's clock; clones are the same one, so that time is the same on all vCPUs.
+#[derive(Clone, Debug)]
 pub(crate) struct Clock {
     khz: u64,
+    origin: Arc<Origin>,
+}
+
+/// Only [`Clock::set`] changes it, before anything runs.
+#[derive(Debug, Default)]
+struct Origin {
     /// Guest TSC less host TSC, wrapping.
-    offset: u64,
+    offset: AtomicU64,
     /// Guest TSC when the machine was made: KVM's clock counts from here.
-    start: u64,
+    start: AtomicU64,
 }
 
 impl Clock {
     pub(crate) fn new() -> Self {
-        Self {
+        let clock = Self {
             khz: tsc_khz(),
-            offset: 0,
-            start: tsc(),
-        }
+            origin: Arc::default(),
+        };
+        clock.origin.start.store(tsc(), Relaxed);
+        clock
     }
 
     #[cfg(test)]
     pub(crate) fn at_rate(khz: u64) -> Self {
         Self {
             khz,
-            offset: 0,
-            start: 0,
+            origin: Arc::default(),
         }
     }
 
@@ -41,14 +49,25 @@ impl Clock {
     /// Guest TSC.
     #[inline]
     pub(crate) fn now(&self) -> u64 {
-        tsc().wrapping_add(self.offset)
+        tsc().wrapping_add(self.offset())
     }
 
-    /// Makes the guest's TSC read `value` now. KVM's clock goes on.
-    pub(crate) fn set(&mut self, value: u64) {
+    /// Guest TSC less host TSC, wrapping.
+    #[inline]
+    pub(crate) fn offset(&self) -> u64 {
+        self.origin.offset.load(Relaxed)
+    }
+
+    fn start(&self) -> u64 {
+        self.origin.start.load(Relaxed)
+    }
+
+    /// Makes the guest's TSC read `value` now, on all vCPUs. KVM's clock goes on. Not
+    /// while any of them runs.
+    pub(crate) fn set(&self, value: u64) {
         let moved = value.wrapping_sub(self.now());
-        self.offset = self.offset.wrapping_add(moved);
-        self.start = self.start.wrapping_add(moved);
+        self.origin.offset.fetch_add(moved, Relaxed);
+        self.origin.start.fetch_add(moved, Relaxed);
     }
 
     /// TSC ticks in so many nanoseconds.
@@ -73,7 +92,7 @@ impl Clock {
         let (mul, shift) = scale(self.khz);
         let mut page = [0; 32];
         page[0..4].copy_from_slice(&version.to_le_bytes());
-        page[8..16].copy_from_slice(&self.start.to_le_bytes());
+        page[8..16].copy_from_slice(&self.start().to_le_bytes());
         page[24..28].copy_from_slice(&mul.to_le_bytes());
         page[28] = shift as u8;
         page[29] = 1; // PVCLOCK_TSC_STABLE_BIT
@@ -82,7 +101,7 @@ impl Clock {
 
     /// The 12 bytes of pvclock_wall_clock: the time of day when KVM's clock was 0.
     pub(crate) fn wall_clock(&self, version: u32) -> [u8; 12] {
-        let up = Duration::from_nanos(self.nanoseconds(self.now().wrapping_sub(self.start)));
+        let up = Duration::from_nanos(self.nanoseconds(self.now().wrapping_sub(self.start())));
         let day = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default()
@@ -168,11 +187,7 @@ mod tests {
 
     #[test]
     fn measuring_agrees_with_the_clock() {
-        let clock = Clock {
-            khz: measure(),
-            offset: 0,
-            start: 0,
-        };
+        let clock = Clock::at_rate(measure());
         let (ticks, start) = (tsc(), Instant::now());
         std::thread::sleep(Duration::from_millis(20));
         let by_tsc = clock.nanoseconds(tsc() - ticks) as f64;

@@ -65,6 +65,7 @@ impl Cpu {
         let fpu = self.fpu.clone();
         self.load_xmm(&fpu);
         let stay = Stay::begin(&self.context, &fpu).map_err(host("set the GS base"))?;
+        self.context.tsc_offset = self.clock.offset();
         let awake = self.awake();
         // Timers, and what came while nobody ran.
         self.context.pending = 1;

@@ -88,7 +88,7 @@ impl Cpu {
             }
         };
         match index {
-            // The guest's TSC is the host's; Linux only writes it to synchronize.
+            // All vCPUs have the same; Linux only writes it to synchronize.
             msr::TSC => {}
             msr::APIC_BASE => {
                 self.apic.set_base(value).map_err(|_| GP)?;

@@ -182,7 +182,7 @@ impl Hypervisor for SoftHypervisor {
         for (id, bell) in bells.into_iter().enumerate() {
             let ram = Ram::new(memory.clone());
             let shared = (Arc::clone(&chips), Arc::clone(&peers));
-            let mut cpu = new_cpu(id as u32, ram, shared, clock, self.options, model)?;
+            let mut cpu = new_cpu(id as u32, ram, shared, clock.clone(), self.options, model)?;
             cpu.units_changed();
             cpu.observer = self.observer;
             cpu.watch = Watch::new(&self.wanted, id as u32);
@@ -245,7 +245,7 @@ fn new_cpu(
             block: translator::Block::default(),
             pool: Vec::new(),
         })),
-        apic: LocalApic::new(id, clock),
+        apic: LocalApic::new(id, clock.clone()),
         chips,
         clock,
         id,

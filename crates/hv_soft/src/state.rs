@@ -81,14 +81,20 @@ impl Cpu {
         }
     }
 
-    /// Replaces the state. On an error nothing has changed.
+    /// Replaces the state. On an error nothing has changed. The first vCPU's TSC becomes
+    /// the machine's: of several, it comes first.
     pub(crate) fn set_state(&mut self, state: &VcpuState) -> Result<(), Error> {
         let fpu = self.check(state)?;
         let mut apic = self.apic.clone();
-        let now = self.clock.now();
+        let tsc = state.msrs.iter().find(|(index, _)| *index == msr::TSC);
+        let tsc = tsc.filter(|_| self.id == 0).map(|(_, value)| *value);
+        let now = tsc.unwrap_or_else(|| self.clock.now());
         apic.load(&state.apic, now)
             .map_err(|_| refuse("the local APIC has a register that does not exist"))?;
         apic.set_tpr((state.cr8 as u8) << 4);
+        if let Some(value) = tsc {
+            self.clock.set(value);
+        }
         self.apic = apic;
         self.publish_apic();
         let context = &mut *self.context;
@@ -147,7 +153,8 @@ impl Cpu {
                     self.update_system_time(value & !1);
                 }
             }
-            msr::TSC => self.clock.set(value),
+            // The machine's: see `set_state`.
+            msr::TSC => {}
             // Repeated from elsewhere in the state.
             msr::FS_BASE | msr::GS_BASE | msr::EFER | msr::APIC_BASE | msr::TSC_DEADLINE => {}
             _ => match PLAIN.iter().position(|(known, _)| *known == index) {

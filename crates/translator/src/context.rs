@@ -189,6 +189,8 @@ pub struct Context {
     pub tlb: [Tlb; MODES],
     /// Jump caches by [`Mode`].
     pub jumps: [JumpCache; MODES],
+    /// Guest TSC less host TSC, wrapping.
+    pub tsc_offset: u64,
     /// Where accesses that the hot path cannot do are done: 64 spare bytes on
     /// each side of an operand of at most 64 bytes.
     pub bounce: Page,

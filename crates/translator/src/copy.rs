@@ -10,7 +10,9 @@ use crate::plan::Step;
 use crate::reencode::reencode;
 use crate::registers::{encoding, general, is_general32};
 
+const RAX: u8 = 0;
 const RCX: u8 = 1;
+const RDX: u8 = 2;
 const RSI: u8 = 6;
 
 impl Emitter<'_> {
@@ -63,11 +65,25 @@ impl Emitter<'_> {
         self.upper_live = false;
     }
 
+    /// RDTSC, with the guest's offset; flags stay.
+    pub(crate) fn read_tsc(&mut self) {
+        self.asm.bytes([0x0f, 0x31]);
+        // Its upper half is zero after RDTSC.
+        self.asm.rotate_right(RDX, RDX, 32);
+        self.asm.add(RAX, RDX);
+        self.asm.load(RDX, context!(tsc_offset));
+        self.asm.add(RAX, RDX);
+        self.asm.rotate_right(RDX, RAX, 32);
+        // mov eax, eax; mov edx, edx
+        self.asm.bytes([0x89, 0xc0, 0x89, 0xd2]);
+    }
+
     /// RDTSCP and RDPID, without the host's TSC_AUX.
     pub(crate) fn read_tsc_aux(&mut self, step: &Step) {
         if step.ins.op_count() == 0 {
             // LFENCE waits as RDTSCP does.
-            self.asm.bytes([0x0f, 0xae, 0xe8, 0x0f, 0x31]);
+            self.asm.bytes([0x0f, 0xae, 0xe8]);
+            self.read_tsc();
             self.asm.load(RCX, context!(tsc_aux));
         } else {
             self.load_general(step.ins.op0_register(), context!(tsc_aux));

@@ -220,6 +220,7 @@ impl Seen {
             | Class::BitString
             | Class::Nothing
             | Class::ZeroUpper
+            | Class::ReadTsc
             | Class::Lea
             | Class::Push
             | Class::Pop

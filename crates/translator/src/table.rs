@@ -43,6 +43,8 @@ pub(crate) enum Class {
     SwapGs,
     /// VZEROUPPER and VZEROALL.
     ZeroUpper,
+    /// RDTSC: the guest's is not the host's.
+    ReadTsc,
     /// RDTSCP and RDPID: the host's own IA32_TSC_AUX must not show.
     ReadTscAux,
     /// RDFSBASE and RDGSBASE.

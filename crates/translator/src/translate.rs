@@ -203,6 +203,7 @@ impl Emitter<'_> {
             Class::UserAccessOff => self.user_access(step, Mode::Kernel),
             Class::SwapGs => self.swap_gs(),
             Class::ZeroUpper => self.zero_upper(step),
+            Class::ReadTsc => self.read_tsc(),
             Class::ReadTscAux => self.read_tsc_aux(step),
             Class::ReadBase => self.read_base(step),
             Class::String => self.string(step),

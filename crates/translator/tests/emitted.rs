@@ -1252,3 +1252,23 @@ fn repeated_store_with_live_flags_saves_them() {
         "#]],
     );
 }
+
+#[test]
+fn the_guests_time_costs_seven_instructions_more_than_the_hosts() {
+    // rdtsc; jmp 0
+    check(&[0x0f, 0x31, 0xeb, 0xfc], expect![[r#"
+          17 mov r14, gs:[662000h]
+          20 rdtsc
+          22 rorx rdx, rdx, 20h
+          28 lea rax, [rax+rdx]
+          2c mov rdx, gs:[660470h]
+          35 lea rax, [rax+rdx]
+          39 rorx rdx, rax, 20h
+          3f mov eax, eax
+          41 mov edx, edx
+          43 jmp 0000000000000017h
+          48 mov r15d, 64h
+          4e jmp 0FFFFFFFFFFFFFF00h
+        [Stale]
+    "#]]);
+}

@@ -57,10 +57,11 @@ const CELLS: [usize; super::state::CELLS] = {
     cells
 };
 
-const SINGLE: [(usize, Field); 15] = [
+const SINGLE: [(usize, Field); 16] = [
     (offset_of!(Context, direction), Field::Direction),
     (offset_of!(Context, fs_base), Field::Plain),
     (offset_of!(Context, tsc_aux), Field::Plain),
+    (offset_of!(Context, tsc_offset), Field::Plain),
     (offset_of!(Context, upper_live), Field::Bit),
     (offset_of!(Context, gs_base), Field::Guest),
     (offset_of!(Context, kernel_gs_base), Field::Guest),

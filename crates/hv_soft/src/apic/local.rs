@@ -390,7 +390,7 @@ impl LocalApic {
     /// INIT (§11.4.7.3): as after power-up, but id and mode stay.
     pub(crate) fn initialize(&mut self) {
         let base = self.base;
-        *self = Self::new(self.id, self.clock);
+        *self = Self::new(self.id, self.clock.clone());
         self.base = base;
     }
 
@@ -427,7 +427,7 @@ impl LocalApic {
 
     /// Takes a saved state. Registers that do not exist are refused.
     pub(crate) fn load(&mut self, saved: &Saved, now: u64) -> Result<(), NoRegister> {
-        let mut new = Self::new(self.id, self.clock);
+        let mut new = Self::new(self.id, self.clock.clone());
         new.base = saved.base;
         let mut count = None;
         for &(at, value) in &saved.registers {

@@ -10,7 +10,7 @@ use Class::*;
 
 #[rustfmt::skip]
 pub(super) const TSC: &[Entry] = &[
-    entry(Rdtsc, Copy, "0F 31", "", "", "ad"),
+    entry(Rdtsc, ReadTsc, "0F 31", "", "", "ad"),
 ];
 
 #[rustfmt::skip]

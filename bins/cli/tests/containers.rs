@@ -253,3 +253,29 @@ fn doctor_finds_that_machines_can_run_here() {
         (&true.into(), &"soft".into())
     );
 }
+
+#[test]
+fn the_engine_says_what_it_did_when_it_is_asked_to() {
+    let home = Home::new();
+    let trace = home.path("trace.jsonl");
+    let option = ["--engine-trace", trace.to_str().expect("utf-8")];
+    let image = home.busybox();
+    let output = home.run(&[&option[..], &[&image, "true"]].concat());
+    ended(&output, 0);
+    let text = std::fs::read_to_string(&trace).expect("written");
+    for part in [
+        r#""event":"block","rip":"0xffffffff8"#,
+        r#""mode":"user""#,
+        r#""event":"counts","instructions":{"kernel":"#,
+        r#""event":"hot","exit":"#,
+    ] {
+        assert!(text.contains(part), "no {part}");
+    }
+    home.is_swept();
+
+    refused(
+        &home.run(&["--engine-trace", "/none/trace", &image, "true"]),
+        125,
+        &["/none/trace", "path that can be written"],
+    );
+}

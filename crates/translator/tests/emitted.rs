@@ -1256,7 +1256,9 @@ fn repeated_store_with_live_flags_saves_them() {
 #[test]
 fn the_guests_time_costs_seven_instructions_more_than_the_hosts() {
     // rdtsc; jmp 0
-    check(&[0x0f, 0x31, 0xeb, 0xfc], expect![[r#"
+    check(
+        &[0x0f, 0x31, 0xeb, 0xfc],
+        expect![[r#"
           17 mov r14, gs:[662000h]
           20 rdtsc
           22 rorx rdx, rdx, 20h
@@ -1270,5 +1272,6 @@ fn the_guests_time_costs_seven_instructions_more_than_the_hosts() {
           48 mov r15d, 64h
           4e jmp 0FFFFFFFFFFFFFF00h
         [Stale]
-    "#]]);
+    "#]],
+    );
 }

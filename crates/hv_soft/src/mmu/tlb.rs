@@ -9,6 +9,7 @@ use translator::context::{
 };
 use x86::control::cr4;
 
+use super::bits::{Bits, ones};
 use super::spaces::{JUMPS_KEPT_MAX, Page, Space};
 use crate::cpu::Cpu;
 
@@ -21,11 +22,11 @@ const NO_STACK: u64 = 1 << 63;
 /// Which entries must go when.
 pub(crate) struct Fills {
     /// TLB entries that are not global.
-    tlb: [[u64; TLB_ENTRIES / 64]; MODES],
+    tlb: [Bits; MODES],
     /// Jump cache chunks that hold anything.
-    used: [Box<[u64]>; MODES],
+    used: [Bits; MODES],
     /// Chunks that may hold something not global.
-    local: [Box<[u64]>; MODES],
+    local: [Bits; MODES],
     /// Which entries of a chunk are not global.
     local_entries: [Box<[u8]>; MODES],
     /// Pages that may have entries in the jump cache, by a hash of their number:
@@ -46,10 +47,10 @@ const fn executed_bit(page: u64) -> (usize, u64) {
 
 impl Fills {
     pub(crate) fn new() -> Self {
-        let chunks = |mode: Mode| vec![0; mode.jump_entries() / CHUNK / 64].into_boxed_slice();
+        let chunks = |mode: Mode| Bits::new(mode.jump_entries() / CHUNK);
         let entries = |mode: Mode| vec![0; mode.jump_entries() / CHUNK].into_boxed_slice();
         Self {
-            tlb: [[0; TLB_ENTRIES / 64]; MODES],
+            tlb: Mode::ALL.map(|_| Bits::new(TLB_ENTRIES)),
             used: Mode::ALL.map(chunks),
             local: Mode::ALL.map(chunks),
             local_entries: Mode::ALL.map(entries),
@@ -86,21 +87,8 @@ fn clear_tlb(tlb: &mut Tlb) {
     clear_stack(tlb);
 }
 
-/// Calls `f` for each bit that is set, and clears them.
-fn for_each(bits: &mut [u64], mut f: impl FnMut(usize)) {
-    for (w, word) in bits.iter_mut().enumerate() {
-        let mut left = std::mem::take(word);
-        while left != 0 {
-            f(w * 64 + left.trailing_zeros() as usize);
-            left &= left - 1;
-        }
-    }
-}
-
-fn clear_chunks(cache: &mut JumpCache, bits: &mut [u64], miss: u64) {
-    for_each(bits, |chunk| {
-        cache.code[chunk * CHUNK..][..CHUNK].fill(miss)
-    });
+fn clear_chunks(cache: &mut JumpCache, chunks: &mut Bits, miss: u64) {
+    chunks.drain(|chunk| cache.code[chunk * CHUNK..][..CHUNK].fill(miss));
 }
 
 /// Sets up a zeroed context: masks, empty tables.
@@ -110,6 +98,7 @@ pub(crate) fn initialize(context: &mut Context, miss: u64) {
     context.jump_mask = JUMP_CACHE_ENTRIES as u64 - 1;
     context.user_access_jump_mask = USER_ACCESS_JUMP_ENTRIES as u64 - 1;
     context.rflags = 2;
+    crate::crossing::initialize(context);
     for mode in Mode::ALL {
         clear_tlb(&mut context.tlb[mode as usize]);
         context.jumps[mode as usize].code[..mode.jump_entries()].fill(miss);
@@ -124,11 +113,11 @@ impl Cpu {
         if writable {
             self.written.set(pa >> 12);
         }
-        let fills = &mut self.fills.tlb[mode][index / 64];
+        let fills = &mut self.fills.tlb[mode];
         if global && self.regs.cr4 & cr4::PGE != 0 {
-            *fills &= !(1 << (index % 64));
+            fills.unset(index);
         } else {
-            *fills |= 1 << (index % 64);
+            fills.set(index);
         }
     }
 
@@ -158,15 +147,15 @@ impl Cpu {
         if writable {
             self.written.set(number);
         }
-        self.fills.tlb[mode][index / 64] |= 1 << (index % 64);
+        self.fills.tlb[mode].set(index);
     }
 
     /// As [`Cpu::put_page`], for the jump cache.
     pub(super) fn put_jump(&mut self, mode: usize, index: usize, code: u64) {
         self.context.jumps[mode].code[index] = code;
         let chunk = index / CHUNK;
-        self.fills.used[mode][chunk / 64] |= 1 << (chunk % 64);
-        self.fills.local[mode][chunk / 64] |= 1 << (chunk % 64);
+        self.fills.used[mode].set(chunk);
+        self.fills.local[mode].set(chunk);
         self.fills.local_entries[mode][chunk] |= 1 << (index % CHUNK);
     }
 
@@ -187,7 +176,7 @@ impl Cpu {
         let (mode, index) = (mode as usize, jump_index(mode, va));
         self.context.jumps[mode].code[index] = code;
         let chunk = index / CHUNK;
-        self.fills.used[mode][chunk / 64] |= 1 << (chunk % 64);
+        self.fills.used[mode].set(chunk);
         let (word, bit) = executed_bit(va);
         self.fills.executed[mode][word] |= bit;
         let entries = &mut self.fills.local_entries[mode][chunk];
@@ -195,7 +184,7 @@ impl Cpu {
             *entries &= !(1 << (index % CHUNK));
         } else {
             *entries |= 1 << (index % CHUNK);
-            self.fills.local[mode][chunk / 64] |= 1 << (chunk % 64);
+            self.fills.local[mode].set(chunk);
         }
     }
 
@@ -216,9 +205,8 @@ impl Cpu {
                 &mut self.fills.used[mode],
                 self.jump_miss,
             );
-            for_each(&mut self.fills.local[mode], |chunk| {
-                self.fills.local_entries[mode][chunk] = 0;
-            });
+            let entries = &mut self.fills.local_entries[mode];
+            self.fills.local[mode].drain(|chunk| entries[chunk] = 0);
             self.fills.executed[mode].fill(0);
         }
         self.spaces.clear_jumps();
@@ -229,7 +217,7 @@ impl Cpu {
         self.stats.flushes += 1;
         for mode in Mode::ALL.map(|mode| mode as usize) {
             clear_tlb(&mut self.context.tlb[mode]);
-            self.fills.tlb[mode].fill(0);
+            self.fills.tlb[mode].clear();
         }
         self.flush_jumps();
         self.spaces.clear();
@@ -263,7 +251,7 @@ impl Cpu {
         let miss = self.jump_miss;
         for mode in Mode::ALL.map(|mode| mode as usize) {
             let tlb = &mut self.context.tlb[mode];
-            for_each(&mut self.fills.tlb[mode], |index| {
+            self.fills.tlb[mode].drain(|index| {
                 let (at, empty) = (tlb.read_tag[index], empty_tag(index));
                 if at != empty {
                     let writable = tlb.write_tag[index] == at;
@@ -275,11 +263,9 @@ impl Cpu {
             clear_stack(tlb);
             let code = &mut self.context.jumps[mode].code;
             let entries = &mut self.fills.local_entries[mode];
-            for_each(&mut self.fills.local[mode], |chunk| {
-                let mut left = std::mem::take(&mut entries[chunk]);
-                while left != 0 {
-                    let index = chunk * CHUNK + left.trailing_zeros() as usize;
-                    left &= left - 1;
+            self.fills.local[mode].drain(|chunk| {
+                for entry in ones(u64::from(std::mem::take(&mut entries[chunk]))) {
+                    let index = chunk * CHUNK + entry;
                     let there = std::mem::replace(&mut code[index], miss);
                     if there != miss {
                         jump(mode, (index as u32, there));
@@ -314,12 +300,11 @@ impl Cpu {
                 let mode = mode as usize;
                 let chunks = start / CHUNK..=(start + len - 1) / CHUNK;
                 for chunk in chunks {
-                    let bit = 1 << (chunk % 64);
-                    if self.fills.used[mode][chunk / 64] & bit != 0 {
+                    if self.fills.used[mode].contains(chunk) {
                         self.context.jumps[mode].code[chunk * CHUNK..][..CHUNK]
                             .fill(self.jump_miss);
-                        self.fills.used[mode][chunk / 64] &= !bit;
-                        self.fills.local[mode][chunk / 64] &= !bit;
+                        self.fills.used[mode].unset(chunk);
+                        self.fills.local[mode].unset(chunk);
                         self.fills.local_entries[mode][chunk] = 0;
                     }
                 }

@@ -38,7 +38,8 @@ fn is_vector(code: Code) -> bool {
     )
 }
 
-/// Not those that cannot be: the clock, chance, what CPL 3 may not do, segment bases.
+/// Not those that cannot be: the clock, chance, what CPL 3 may not do or leaves it by,
+/// segment bases.
 fn is_compared(code: Code) -> bool {
     !matches!(
         translator::feature(code),
@@ -50,7 +51,13 @@ fn is_compared(code: Code) -> bool {
             | Feature::Fsgsbase
     ) && !matches!(
         code,
-        Code::Cli | Code::Sti | Code::Swapgs | Code::Clac | Code::Stac
+        Code::Cli
+            | Code::Sti
+            | Code::Swapgs
+            | Code::Clac
+            | Code::Stac
+            | Code::Syscall
+            | Code::Sysretq
     )
 }
 

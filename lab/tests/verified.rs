@@ -24,6 +24,8 @@ const THUNKS: Thunks = Thunks {
     exit: PLACE - 0x100,
     jump_miss: PLACE - 0x80,
     stack_refill: [PLACE - 0x60, PLACE - 0x40, PLACE - 0x20],
+    system_call: PLACE - 0x18,
+    system_return: PLACE - 0x10,
 };
 const MODES: [Mode; 3] = Mode::ALL;
 const KINDS: [Kind; 4] = [Kind::Grouped, Kind::PerAccess, Kind::Bounce, Kind::Step];

@@ -12,7 +12,7 @@
 
 use std::collections::HashMap;
 
-use translator::block::{Block, Exit, FIRST_BLOCK_EXIT, Kind, Thunks};
+use translator::block::{Block, Exit, FIRST_BLOCK_EXIT, Kind, POLL_BYTES, Thunks};
 use translator::context::Mode;
 
 use crate::codebuf::CodeBuf;
@@ -88,9 +88,21 @@ impl Record {
         self.place as usize + usize::from(self.indirect)
     }
 
-    /// Offset of the entry for links.
+    /// Offset of the entry that does not look for requests: for links to a later
+    /// address, and for forms that are no loop's beginning.
     pub(crate) fn direct(&self) -> usize {
         self.place as usize + usize::from(self.direct)
+    }
+
+    /// Offset of the entry of an ordinary block for a link from the block at `from`.
+    /// Every loop of links leads to an address that is not later, and there the poll
+    /// page is read.
+    pub(crate) fn linked_from(&self, from: u64) -> usize {
+        if self.va > from {
+            self.direct()
+        } else {
+            self.direct() - POLL_BYTES
+        }
     }
 
     /// Whether its guest code overlaps `len` bytes at guest-physical `pa`.

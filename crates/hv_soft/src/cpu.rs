@@ -139,6 +139,7 @@ impl Cpu {
 
     pub(crate) fn set_cpl(&mut self, cpl: u8) {
         self.regs.cpl = cpl & 3;
+        self.refresh_crossing();
     }
 
     /// #GP unless at CPL 0.

@@ -66,6 +66,7 @@ impl Cpu {
         self.load_xmm(&fpu);
         let stay = Stay::begin(&self.context, &fpu).map_err(host("set the GS base"))?;
         self.context.tsc_offset = self.clock.offset();
+        self.refresh_crossing();
         let awake = self.awake();
         // Timers, and what came while nobody ran.
         self.context.pending = 1;
@@ -244,7 +245,9 @@ impl Run<'_> {
         context.resume = at;
         // TF, NT and AC must not reach the host; IF always reads as set there.
         context.rflags = context.rflags & HOST_FLAGS | 0x202;
-        stay.enter(context)
+        let number = stay.enter(context);
+        self.cpu.take_crossing();
+        number
     }
 
     fn stopped(&self, stop: Stop) -> Result<Ended, Error> {
@@ -391,7 +394,8 @@ impl Run<'_> {
         let from = record.place as usize + patch as usize;
         if !target.crosses() {
             if linkable {
-                self.blocks.buf.patch_rel32(from, target.direct());
+                let entry = target.linked_from(record.va);
+                self.blocks.buf.patch_rel32(from, entry);
             }
             return Ok(Next::Resume(self.blocks.buf.address(target.direct())));
         }

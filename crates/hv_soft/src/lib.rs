@@ -35,6 +35,7 @@ mod clock;
 mod codebuf;
 mod cpu;
 mod cpuid;
+mod crossing;
 mod debug;
 mod decoded;
 mod dispatch;

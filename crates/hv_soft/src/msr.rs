@@ -111,15 +111,22 @@ impl Cpu {
                     }
                 }
                 self.regs.efer ^= changed;
+                self.refresh_crossing();
                 if changed & efer::NXE != 0 {
                     self.flush_all();
                 }
             }
             msr::STAR => self.regs.star = value,
-            msr::LSTAR => self.regs.lstar = address(value)?,
+            msr::LSTAR => {
+                self.regs.lstar = address(value)?;
+                self.refresh_crossing();
+            }
             msr::CSTAR => self.regs.cstar = address(value)?,
             msr::FMASK | msr::TSC_AUX if value >> 32 != 0 => return Err(GP),
-            msr::FMASK => self.regs.fmask = value,
+            msr::FMASK => {
+                self.regs.fmask = value;
+                self.refresh_crossing();
+            }
             msr::FS_BASE => self.context.fs_base = address(value)?,
             msr::GS_BASE => self.context.gs_base = address(value)?,
             msr::KERNEL_GS_BASE => self.context.kernel_gs_base = address(value)?,

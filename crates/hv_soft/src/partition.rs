@@ -220,6 +220,8 @@ fn new_cpu(
         exit,
         jump_miss: stubs.jump_miss,
         stack_refill: stubs.stack_refill,
+        system_call: stubs.system_call,
+        system_return: stubs.system_return,
     };
     let mut context = ContextBox::new().map_err(host("reserve the vCPU's context"))?;
     tlb::initialize(&mut context, thunks.jump_miss);

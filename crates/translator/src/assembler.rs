@@ -241,6 +241,28 @@ impl Assembler {
         self.bytes([0x48 | r >> 3, 0x81, 0xf8 | r & 7, v[0], v[1], v[2], v[3]]);
     }
 
+    /// Five bytes that do nothing, in one instruction.
+    pub(crate) fn nop5(&mut self) {
+        self.bytes([0x0f, 0x1f, 0x44, 0x00, 0x00]);
+    }
+
+    /// Makes what is emitted from `start` on at least `len` bytes, at most five, by
+    /// putting something that does nothing before it: not behind, where a comparison
+    /// and its jump would no longer be one for the CPU. What is so short has no
+    /// relocation and no label in it.
+    pub(crate) fn lengthen(&mut self, start: u32, len: u32) {
+        let nop: &[u8] = match (start + len).saturating_sub(self.here()) {
+            0 => return,
+            1 => &[0x90],
+            2 => &[0x66, 0x90],
+            3 => &[0x0f, 0x1f, 0x00],
+            4 => &[0x0f, 0x1f, 0x40, 0x00],
+            _ => &[0x0f, 0x1f, 0x44, 0x00, 0x00],
+        };
+        let at = start as usize;
+        self.code.splice(at..at, nop.iter().copied());
+    }
+
     /// `jcc rel32`; returns the position of the rel32.
     pub(crate) fn jcc(&mut self, condition: u8) -> u32 {
         self.bytes([0x0f, 0x80 | condition & 15, 0, 0, 0, 0]);

@@ -33,6 +33,10 @@ pub struct Thunks {
     pub jump_miss: u64,
     /// Refills the stack slot from the TLB, by mode.
     pub stack_refill: [u64; crate::context::MODES],
+    /// SYSCALL at CPL 3: see `system_calls.rs`.
+    pub system_call: u64,
+    /// SYSRET at CPL 0.
+    pub system_return: u64,
 }
 
 impl Thunks {
@@ -45,6 +49,9 @@ impl Thunks {
         }
     }
 }
+
+/// Host bytes of the read of `Context::poll` before [`Block::direct_entry`].
+pub const POLL_BYTES: usize = 9;
 
 /// The exit number of a jump cache miss: the target is in S1 (`scratch[0]`).
 pub const INDIRECT_EXIT: u32 = 0;
@@ -190,8 +197,12 @@ pub struct Block {
     pub positions: Vec<(u16, u16)>,
     /// Host position of the entry that checks S1 against `va`: for the jump cache.
     pub indirect_entry: u16,
-    /// Host position of the entry for links. The engine may overwrite the five
-    /// bytes here with a jump to `stale`.
+    /// Host position of the entry for links to a later address. The engine may
+    /// overwrite the five bytes here with a jump to `stale`.
+    ///
+    /// A [`Kind::Grouped`] block has the entry for links to the same or an earlier
+    /// address [`POLL_BYTES`] before: it reads `Context::poll`, so that no guest runs
+    /// on for ever.
     pub direct_entry: u16,
     /// Host position of the code behind [`Exit::Stale`].
     pub stale: u32,

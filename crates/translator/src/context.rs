@@ -67,6 +67,19 @@ impl Mode {
     }
 }
 
+/// What translated code did to the privilege level since the engine looked: it keeps
+/// CS, SS and CPL, and sets them by the last of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Crossed {
+    /// Nothing.
+    No = 0,
+    /// SYSCALL.
+    Called = 1,
+    /// SYSRET.
+    Returned = 2,
+}
+
 /// Number of modes.
 pub const MODES: usize = 3;
 
@@ -197,6 +210,22 @@ pub struct Context {
     /// Read at every block head. The engine takes away its access rights to get
     /// control.
     pub poll: Page,
+    /// Where SYSCALL leads: IA32_LSTAR.
+    pub call_target: u64,
+    /// Not zero where the engine must execute SYSCALL: with a small value.
+    pub calls_barred: u64,
+    /// Likewise SYSRET.
+    pub returns_barred: u64,
+    /// A [`Crossed`]: what translated code last did to the privilege level.
+    pub crossed: u64,
+    /// Mask for `pext`: bits of an address that is not in the lower half.
+    pub upper_half_mask: u64,
+    /// Mask for `pext`: flags in R11 that the engine must load.
+    pub odd_flags_mask: u64,
+    /// Mask for `pext`: RFLAGS.IF.
+    pub interrupts_mask: u64,
+    /// Mask for `pext`: RFLAGS.OF.
+    pub overflow_mask: u64,
 }
 
 const _: () = assert!(core::mem::offset_of!(Context, xmm).is_multiple_of(16));

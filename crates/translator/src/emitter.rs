@@ -115,10 +115,6 @@ impl Emitter<'_> {
         context!(tlb) + self.request.mode as i32 * size_of::<Tlb>() as i32
     }
 
-    pub(crate) fn jump_cache(&self) -> i32 {
-        jump_cache(self.request.mode)
-    }
-
     /// Forgets what the scratch registers held.
     pub(crate) fn forget(&mut self) {
         self.s1_stack = false;
@@ -313,17 +309,21 @@ impl Emitter<'_> {
 
     /// Jumps to the guest address in S1.
     pub(crate) fn jump_indirect(&mut self) {
-        let cache = self.jump_cache().to_le_bytes();
-        let mask = match self.request.mode {
-            Mode::Kernel | Mode::User => context!(jump_mask),
-            Mode::KernelUserAccess => context!(user_access_jump_mask),
-        };
-        self.asm.pext(S2, S1, mask);
-        // jmp gs:[S2 * 8 + cache]
-        self.asm
-            .bytes([0x65, 0x42, 0xff, 0x24, 0xc5 | (S2 & 7) << 3]);
-        self.asm.bytes(cache);
+        jump_indirect(self.asm, self.request.mode);
     }
+}
+
+/// Jumps to the guest address in S1, in `mode`.
+pub(crate) fn jump_indirect(asm: &mut Assembler, mode: Mode) {
+    let cache = jump_cache(mode).to_le_bytes();
+    let mask = match mode {
+        Mode::Kernel | Mode::User => context!(jump_mask),
+        Mode::KernelUserAccess => context!(user_access_jump_mask),
+    };
+    asm.pext(S2, S1, mask);
+    // jmp gs:[S2 * 8 + cache]
+    asm.bytes([0x65, 0x42, 0xff, 0x24, 0xc5 | (S2 & 7) << 3]);
+    asm.bytes(cache);
 }
 
 pub(crate) fn jump_cache(mode: Mode) -> i32 {

@@ -44,7 +44,12 @@ pub(crate) fn mark(
             consulted,
             last.ins.near_branch_target(),
         ),
-        Class::Return | Class::JumpIndirect | Class::CallIndirect | Class::Interpret => STATUS,
+        Class::Return
+        | Class::JumpIndirect
+        | Class::CallIndirect
+        | Class::SystemCall
+        | Class::SystemReturn
+        | Class::Interpret => STATUS,
         _ => peek(request, guest, steps, consulted, last.ins.next_ip()),
     };
     for i in (0..steps.len()).rev() {

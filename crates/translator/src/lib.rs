@@ -41,6 +41,7 @@ pub mod relocation;
 mod stack;
 mod strings;
 mod stubs;
+mod system_calls;
 mod table;
 mod translate;
 

@@ -185,6 +185,8 @@ pub(crate) fn ends_block(class: Class) -> bool {
             | Class::InterruptsOn
             | Class::UserAccessOn
             | Class::UserAccessOff
+            | Class::SystemCall
+            | Class::SystemReturn
             | Class::RepString
     )
 }
@@ -296,6 +298,8 @@ fn class(step: &Step, mode: Mode) -> Class {
         {
             Class::Interpret
         }
+        Class::SystemCall if mode != Mode::User => Class::Interpret,
+        Class::SystemReturn if mode != Mode::Kernel => Class::Interpret,
         Class::UserAccessOn if mode == Mode::KernelUserAccess => Class::Nothing,
         Class::UserAccessOff if mode == Mode::Kernel => Class::Nothing,
         Class::String => string_class(ins),

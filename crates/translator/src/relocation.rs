@@ -22,15 +22,24 @@ pub enum Target {
     JumpMiss = 1,
     /// A rel32 to [`Thunks::stack_refill`] of the block's mode.
     StackRefill = 2,
+    /// A rel32 to [`Thunks::system_call`].
+    SystemCall = 3,
+    /// A rel32 to [`Thunks::system_return`].
+    SystemReturn = 4,
 }
 
 impl Target {
     /// The target of a number, if it is one.
     #[must_use]
     pub fn from_number(number: u8) -> Option<Self> {
-        [Self::Exit, Self::JumpMiss, Self::StackRefill]
-            .into_iter()
-            .find(|target| *target as u8 == number)
+        let all = [
+            Self::Exit,
+            Self::JumpMiss,
+            Self::StackRefill,
+            Self::SystemCall,
+            Self::SystemReturn,
+        ];
+        all.into_iter().find(|target| *target as u8 == number)
     }
 }
 
@@ -79,6 +88,8 @@ pub fn place(
                 let stub = placing.thunks.stack_refill_of(placing.mode);
                 put_jump(code, at, placing.place, stub)
             }
+            Target::SystemCall => put_jump(code, at, placing.place, placing.thunks.system_call),
+            Target::SystemReturn => put_jump(code, at, placing.place, placing.thunks.system_return),
         };
     }
     all_inside

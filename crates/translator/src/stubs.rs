@@ -5,6 +5,7 @@ use crate::assembler::{Assembler, context, op};
 use crate::block::INDIRECT_EXIT;
 use crate::context::{Context, MODES, Mode, S1, S2, Tlb};
 use crate::emitter::cross_jump;
+use crate::system_calls;
 
 /// Code to be placed where it was asked for, and the host addresses in it.
 #[derive(Clone, Debug)]
@@ -15,6 +16,10 @@ pub struct Stubs {
     pub jump_miss: u64,
     /// For [`crate::Thunks::stack_refill`].
     pub stack_refill: [u64; MODES],
+    /// For [`crate::Thunks::system_call`].
+    pub system_call: u64,
+    /// For [`crate::Thunks::system_return`].
+    pub system_return: u64,
 }
 
 /// The stubs for `place`; `exit_thunk` is [`crate::Thunks::exit`].
@@ -25,15 +30,20 @@ pub fn stubs(place: u64, exit_thunk: u64) -> Stubs {
     };
     asm.constant(S2, u64::from(INDIRECT_EXIT));
     asm.jmp_to(exit_thunk);
-    let stack_refill = Mode::ALL.map(|mode| {
+    let mut stub = |emit: &dyn Fn(&mut Assembler)| {
         let at = place.wrapping_add(u64::from(asm.here()));
-        stack_refill(&mut asm, mode);
+        emit(&mut asm);
         at
-    });
+    };
+    let stack_refill = Mode::ALL.map(|mode| stub(&|asm| stack_refill(asm, mode)));
+    let system_call = stub(&system_calls::call_stub);
+    let system_return = stub(&system_calls::return_stub);
     Stubs {
         code: asm.code,
         jump_miss: place,
         stack_refill,
+        system_call,
+        system_return,
     }
 }
 

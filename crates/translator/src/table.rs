@@ -49,6 +49,10 @@ pub(crate) enum Class {
     ReadTscAux,
     /// RDFSBASE and RDGSBASE.
     ReadBase,
+    /// SYSCALL at CPL 3.
+    SystemCall,
+    /// SYSRET to 64-bit code at CPL 0.
+    SystemReturn,
     /// MOVS, STOS and LODS, without a prefix.
     String,
     /// REP MOVS and REP STOS; no line has it, `plan.rs` finds it.
@@ -375,6 +379,7 @@ mod tests {
                     | Class::UserAccessOff
                     | Class::SwapGs
                     | Class::Interpret
+                    | Class::SystemReturn
             );
             assert!(ours || !entry.code.is_privileged(), "{:?}", entry.code);
         }

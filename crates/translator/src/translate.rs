@@ -126,13 +126,20 @@ impl Translator {
         if request.kind == Kind::Grouped {
             emitter.indirect_entry();
         }
+        if request.kind == Kind::Grouped {
+            if !block.crosses_page && !stops {
+                emitter.own_entry = Some(emitter.asm.here());
+            }
+            emitter.asm.load(S1, context!(poll));
+        }
         let entry = emitter.asm.here();
         block.direct_entry = entry as u16;
-        if request.kind == Kind::Grouped && !block.crosses_page && !stops {
-            emitter.own_entry = Some(entry);
-        }
-        if matches!(request.kind, Kind::Grouped | Kind::PerAccess) {
-            emitter.asm.load(S1, context!(poll));
+        if self
+            .steps
+            .first()
+            .is_some_and(|first| is_linked(first.class))
+        {
+            emitter.asm.nop5();
         }
         if self.options.count_instructions && request.kind != Kind::Bounce {
             let counter = context!(instructions) + i32::from(request.mode.is_user()) * 8;
@@ -144,6 +151,7 @@ impl Translator {
         let mut checks = self.groups.checks.iter().peekable();
         for (i, step) in self.steps.iter().enumerate() {
             if i != 0 {
+                emitter.asm.lengthen(entry, PATCH_BYTES);
                 block.positions.push((emitter.asm.here() as u16, step.at));
             }
             while let Some(check) = checks.next_if(|check| check.step == i) {
@@ -161,6 +169,7 @@ impl Translator {
             && !plan::ends_block(last.class)
         {
             let next = last.next();
+            emitter.asm.lengthen(entry, PATCH_BYTES);
             match request.kind {
                 Kind::Bounce => emitter.exit(Exit::Bounced { next }),
                 Kind::Step => emitter.exit(Exit::Goto { next }),
@@ -206,6 +215,8 @@ impl Emitter<'_> {
             Class::ReadTsc => self.read_tsc(),
             Class::ReadTscAux => self.read_tsc_aux(step),
             Class::ReadBase => self.read_base(step),
+            Class::SystemCall => self.system_call(step),
+            Class::SystemReturn => self.system_return(step),
             Class::String => self.string(step),
             Class::RepString => self.repeated_string(step),
             Class::Interpret => self.exit(Exit::Interpret { at: step.at }),
@@ -214,6 +225,15 @@ impl Emitter<'_> {
 }
 
 const STD: u8 = 0xfd;
+
+/// What the engine may overwrite at the direct entry. Nothing may jump into it, and no
+/// link may be in it: the engine would patch one over the other.
+const PATCH_BYTES: u32 = 5;
+
+/// Does the code of such an instruction begin with a jump that may become a link?
+fn is_linked(class: Class) -> bool {
+    matches!(class, Class::Jcc | Class::Jrcxz | Class::Jump)
+}
 
 /// Has the instruction exactly one memory operand, and ends in the next one?
 fn can_bounce(step: &Step) -> bool {

@@ -3,6 +3,7 @@
 
 use expect_test::{Expect, expect};
 use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, IntelFormatter};
+use translator::block::POLL_BYTES;
 use translator::context::Mode;
 use translator::{Block, Exit, GuestCode, Kind, Options, Request, Thunks, Translator};
 use x86::features::Features;
@@ -27,6 +28,8 @@ fn translate(kind: Kind, mode: Mode, code: &[u8]) -> Block {
         exit: PLACE - 0x100,
         jump_miss: PLACE - 0x80,
         stack_refill: [PLACE - 0x60; 3],
+        system_call: PLACE - 0x40,
+        system_return: PLACE - 0x20,
     };
     let request = Request {
         va: VA,
@@ -52,7 +55,8 @@ fn disassemble(block: &Block) -> String {
     let (mut text, mut ins) = (String::new(), Instruction::default());
     while decoder.can_decode() {
         decoder.decode_out(&mut ins);
-        if ins.ip() == u64::from(block.direct_entry) && block.direct_entry != 0 {
+        let entry = u64::from(block.direct_entry);
+        if ins.ip() + POLL_BYTES as u64 == entry || (ins.ip() == 0 && entry == 0) {
             text.clear();
         }
         text += &format!("{:4x} ", ins.ip());
@@ -62,7 +66,7 @@ fn disassemble(block: &Block) -> String {
     text + &format!("{:?}\n", block.exits)
 }
 
-/// The code from the direct entry on, as a kernel block.
+/// The code from the entry that polls on, as a kernel block.
 fn check(code: &[u8], expect: Expect) {
     expect.assert_eq(&disassemble(&translate(Kind::Grouped, Mode::Kernel, code)));
 }
@@ -468,11 +472,12 @@ fn prefixes_without_meaning_are_dropped() {
         &[0x2e, 0x3e, 0xf3, 0x0f, 0xbc, 0xc1, 0x0f, 0x0b],
         expect![[r#"
               17 mov r14, gs:[662000h]
-              20 tzcnt eax, ecx
-              24 mov r15d, 64h
-              2a jmp 0FFFFFFFFFFFFFF00h
-              2f mov r15d, 65h
-              35 jmp 0FFFFFFFFFFFFFF00h
+              20 nop
+              21 tzcnt eax, ecx
+              25 mov r15d, 64h
+              2b jmp 0FFFFFFFFFFFFFF00h
+              30 mov r15d, 65h
+              36 jmp 0FFFFFFFFFFFFFF00h
             [Interpret { at: 6 }, Stale]
         "#]],
     );
@@ -532,16 +537,17 @@ fn conditional_jump_in_the_page_waits_for_its_link() {
         &[0x85, 0xc0, 0x74, 0x10, 0xeb, 0xfe],
         expect![[r#"
               17 mov r14, gs:[662000h]
-              20 test eax, eax
-              22 je 0000000000000038h
-              28 jmp 0000000000000043h
-              2d mov r15d, 64h
-              33 jmp 0FFFFFFFFFFFFFF00h
-              38 mov r15d, 65h
-              3e jmp 0FFFFFFFFFFFFFF00h
-              43 mov r15d, 66h
-              49 jmp 0FFFFFFFFFFFFFF00h
-            [Stale, Link { target: 276, patch: 36 }, Link { target: 260, patch: 41 }]
+              20 nop [rax]
+              23 test eax, eax
+              25 je 000000000000003Bh
+              2b jmp 0000000000000046h
+              30 mov r15d, 64h
+              36 jmp 0FFFFFFFFFFFFFF00h
+              3b mov r15d, 65h
+              41 jmp 0FFFFFFFFFFFFFF00h
+              46 mov r15d, 66h
+              4c jmp 0FFFFFFFFFFFFFF00h
+            [Stale, Link { target: 276, patch: 39 }, Link { target: 260, patch: 44 }]
         "#]],
     );
 }
@@ -553,12 +559,13 @@ fn loop_to_its_own_start_needs_no_exit() {
         &[0xff, 0xc9, 0x75, 0xfc, 0x0f, 0x0b],
         expect![[r#"
               17 mov r14, gs:[662000h]
-              20 dec ecx
-              22 jne 0000000000000017h
-              28 mov r15d, 64h
-              2e jmp 0FFFFFFFFFFFFFF00h
-              33 mov r15d, 65h
-              39 jmp 0FFFFFFFFFFFFFF00h
+              20 nop [rax]
+              23 dec ecx
+              25 jne 0000000000000017h
+              2b mov r15d, 64h
+              31 jmp 0FFFFFFFFFFFFFF00h
+              36 mov r15d, 65h
+              3c jmp 0FFFFFFFFFFFFFF00h
             [Interpret { at: 4 }, Stale]
         "#]],
     );
@@ -571,10 +578,11 @@ fn jump_out_of_the_page_goes_through_the_jump_cache() {
         &[0xe9, 0x00, 0x00, 0x01, 0x00],
         expect![[r#"
               17 mov r14, gs:[662000h]
-              20 mov r14, 0FFFFFFFF81010105h
-              27 jmp qword ptr gs:[0E0C98h]
-              2f mov r15d, 64h
-              35 jmp 0FFFFFFFFFFFFFF00h
+              20 nop [rax+rax]
+              25 mov r14, 0FFFFFFFF81010105h
+              2c jmp qword ptr gs:[0E0C98h]
+              34 mov r15d, 64h
+              3a jmp 0FFFFFFFFFFFFFF00h
             [Stale]
         "#]],
     );
@@ -1003,35 +1011,34 @@ fn per_access_form_checks_each_access() {
     let code = [0x50, 0x51, 0x31, 0xc0, 0x0f, 0x0b];
     let block = translate(Kind::PerAccess, Mode::User, &code);
     expect![[r#"
-           0 mov r14, gs:[662000h]
-           9 lea r14, [rsp-8]
-           e pext r15, r14, gs:[0B0h]
-          19 xor r14, gs:[r15*8+28430h]
-          22 cmp r14, 0FF8h
-          29 ja 0000000000000093h
-          2f mov r14, gs:[r15*8+38430h]
-          38 mov [rsp+r14-8], rax
-          3d lea rsp, [rsp-8]
-          42 lea r14, [rsp-8]
-          47 pext r15, r14, gs:[0B0h]
-          52 xor r14, gs:[r15*8+28430h]
-          5b cmp r14, 0FF8h
-          62 ja 00000000000000A7h
-          68 mov r14, gs:[r15*8+38430h]
-          71 mov [rsp+r14-8], rcx
-          76 lea rsp, [rsp-8]
-          7b xor eax, eax
-          7d mov r15d, 64h
-          83 jmp 0FFFFFFFFFFFFFF00h
-          88 mov r15d, 65h
-          8e jmp 0FFFFFFFFFFFFFF00h
-          93 xor r14, gs:[r15*8+28430h]
-          9c mov r15d, 66h
-          a2 jmp 0FFFFFFFFFFFFFF00h
-          a7 xor r14, gs:[r15*8+28430h]
-          b0 mov r15d, 67h
-          b6 jmp 0FFFFFFFFFFFFFF00h
-        [Interpret { at: 4 }, Stale, Access { at: 0, size: 8, write: true, stack: false, retry: 9 }, Access { at: 1, size: 8, write: true, stack: false, retry: 66 }]
+           0 lea r14, [rsp-8]
+           5 pext r15, r14, gs:[0B0h]
+          10 xor r14, gs:[r15*8+28430h]
+          19 cmp r14, 0FF8h
+          20 ja 000000000000008Ah
+          26 mov r14, gs:[r15*8+38430h]
+          2f mov [rsp+r14-8], rax
+          34 lea rsp, [rsp-8]
+          39 lea r14, [rsp-8]
+          3e pext r15, r14, gs:[0B0h]
+          49 xor r14, gs:[r15*8+28430h]
+          52 cmp r14, 0FF8h
+          59 ja 000000000000009Eh
+          5f mov r14, gs:[r15*8+38430h]
+          68 mov [rsp+r14-8], rcx
+          6d lea rsp, [rsp-8]
+          72 xor eax, eax
+          74 mov r15d, 64h
+          7a jmp 0FFFFFFFFFFFFFF00h
+          7f mov r15d, 65h
+          85 jmp 0FFFFFFFFFFFFFF00h
+          8a xor r14, gs:[r15*8+28430h]
+          93 mov r15d, 66h
+          99 jmp 0FFFFFFFFFFFFFF00h
+          9e xor r14, gs:[r15*8+28430h]
+          a7 mov r15d, 67h
+          ad jmp 0FFFFFFFFFFFFFF00h
+        [Interpret { at: 4 }, Stale, Access { at: 0, size: 8, write: true, stack: false, retry: 0 }, Access { at: 1, size: 8, write: true, stack: false, retry: 57 }]
     "#]].assert_eq(&disassemble(&block));
 }
 
@@ -1047,7 +1054,7 @@ fn entry_from_the_jump_cache_keeps_flags() {
     // jmp 0
     let block = translate(Kind::Grouped, Mode::Kernel, &[0xeb, 0xfe]);
     let head = Block {
-        code: block.code[..usize::from(block.direct_entry)].to_vec(),
+        code: block.code[..usize::from(block.direct_entry) - POLL_BYTES].to_vec(),
         ..Block::default()
     };
     expect![[r#"
@@ -1080,25 +1087,26 @@ fn comparison_of_registers_is_done_again_behind_a_check() {
         ],
         expect![[r#"
               17 mov r14, gs:[662000h]
-              20 cmp rdx, 20h
-              24 lea r14, [rbx+8]
-              28 pext r15, r14, gs:[0B0h]
-              33 xor r14, gs:[r15*8+410h]
-              3c cmp r14, 0FF8h
-              43 ja 0000000000000077h
-              49 mov r14, gs:[r15*8+18410h]
-              52 cmp rdx, 20h
-              56 mov rax, [rbx+r14+8]
-              5b ja 0000000000000017h
-              61 mov r15d, 64h
-              67 jmp 0FFFFFFFFFFFFFF00h
-              6c mov r15d, 65h
-              72 jmp 0FFFFFFFFFFFFFF00h
-              77 xor r14, gs:[r15*8+410h]
-              80 cmp rdx, 20h
-              84 mov r15d, 66h
-              8a jmp 0FFFFFFFFFFFFFF00h
-            [Interpret { at: 10 }, Stale, Access { at: 4, size: 8, write: false, stack: false, retry: 36 }]
+              20 nop
+              21 cmp rdx, 20h
+              25 lea r14, [rbx+8]
+              29 pext r15, r14, gs:[0B0h]
+              34 xor r14, gs:[r15*8+410h]
+              3d cmp r14, 0FF8h
+              44 ja 0000000000000078h
+              4a mov r14, gs:[r15*8+18410h]
+              53 cmp rdx, 20h
+              57 mov rax, [rbx+r14+8]
+              5c ja 0000000000000017h
+              62 mov r15d, 64h
+              68 jmp 0FFFFFFFFFFFFFF00h
+              6d mov r15d, 65h
+              73 jmp 0FFFFFFFFFFFFFF00h
+              78 xor r14, gs:[r15*8+410h]
+              81 cmp rdx, 20h
+              85 mov r15d, 66h
+              8b jmp 0FFFFFFFFFFFFFF00h
+            [Interpret { at: 10 }, Stale, Access { at: 4, size: 8, write: false, stack: false, retry: 37 }]
         "#]],
     );
 }
@@ -1110,25 +1118,26 @@ fn result_of_a_logical_instruction_is_tested_behind_a_check() {
         &[0x09, 0xc6, 0x48, 0x8b, 0x04, 0x0b, 0xff, 0xe0],
         expect![[r#"
               17 mov r14, gs:[662000h]
-              20 or esi, eax
-              22 lea r14, [rbx+rcx]
-              26 pext r15, r14, gs:[0B0h]
-              31 xor r14, gs:[r15*8+410h]
-              3a cmp r14, 0FF8h
-              41 ja 0000000000000078h
-              47 add r14, gs:[r15*8+10410h]
-              50 test esi, esi
-              53 mov rax, [r14]
-              56 mov r14, rax
-              59 pext r15, r14, gs:[0C0h]
-              64 jmp qword ptr gs:[r15*8+60470h]
-              6d mov r15d, 64h
-              73 jmp 0FFFFFFFFFFFFFF00h
-              78 xor r14, gs:[r15*8+410h]
-              81 test esi, esi
-              84 mov r15d, 65h
-              8a jmp 0FFFFFFFFFFFFFF00h
-            [Stale, Access { at: 2, size: 8, write: false, stack: false, retry: 34 }]
+              20 nop [rax]
+              23 or esi, eax
+              25 lea r14, [rbx+rcx]
+              29 pext r15, r14, gs:[0B0h]
+              34 xor r14, gs:[r15*8+410h]
+              3d cmp r14, 0FF8h
+              44 ja 000000000000007Bh
+              4a add r14, gs:[r15*8+10410h]
+              53 test esi, esi
+              56 mov rax, [r14]
+              59 mov r14, rax
+              5c pext r15, r14, gs:[0C0h]
+              67 jmp qword ptr gs:[r15*8+60470h]
+              70 mov r15d, 64h
+              76 jmp 0FFFFFFFFFFFFFF00h
+              7b xor r14, gs:[r15*8+410h]
+              84 test esi, esi
+              87 mov r15d, 65h
+              8d jmp 0FFFFFFFFFFFFFF00h
+            [Stale, Access { at: 2, size: 8, write: false, stack: false, retry: 37 }]
         "#]],
     );
 }

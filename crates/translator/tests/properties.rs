@@ -137,7 +137,7 @@ proptest! {
         let mut pages = vec![0x90; 8192];
         let offset = if at_end { 4096 - code.len().min(8) } else { 0 };
         pages[offset..offset + code.len()].copy_from_slice(&code);
-        let thunks = Thunks { exit: PLACE - 0x100, jump_miss: PLACE - 0x80, stack_refill: [PLACE - 0x40; 3] };
+        let thunks = Thunks { exit: PLACE - 0x100, jump_miss: PLACE - 0x80, stack_refill: [PLACE - 0x40; 3], system_call: PLACE - 0x30, system_return: PLACE - 0x20 };
         let request = Request { va: VA + offset as u64, mode, kind, features, place: PLACE, first_exit: FIRST_EXIT, thunks };
         let mut translator = Translator::new(Options { count_instructions: count });
         let mut block = Block::default();
@@ -149,13 +149,23 @@ proptest! {
 }
 
 fn places() -> impl Strategy<Value = (u64, u32, Thunks)> {
-    (0x1_0000_u64..0x7000_0000, any::<[u16; 5]>(), any::<u32>()).prop_map(
+    (0x1_0000_u64..0x7000_0000, any::<[u16; 7]>(), any::<u32>()).prop_map(
         |(place, near, first_exit)| {
-            let [exit, jump_miss, kernel, user, access] = near.map(|less| place - u64::from(less));
+            let [
+                exit,
+                jump_miss,
+                kernel,
+                user,
+                access,
+                system_call,
+                system_return,
+            ] = near.map(|less| place - u64::from(less));
             let thunks = Thunks {
                 exit,
                 jump_miss,
                 stack_refill: [kernel, user, access],
+                system_call,
+                system_return,
             };
             (place, first_exit >> 4, thunks)
         },

@@ -33,7 +33,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, Register};
-use translator::block::FIRST_BLOCK_EXIT;
+use translator::block::{FIRST_BLOCK_EXIT, POLL_BYTES};
+use translator::context::Mode;
 use translator::{Block, Exit, Kind, Request};
 
 use state::State;
@@ -152,7 +153,8 @@ pub fn verify(request: &Request, block: &Block) -> Result<Proof, Violation> {
 fn reaches_guest_memory(ins: &Instruction) -> bool {
     ins.segment_prefix() == Register::None
         && (ins.is_string_instruction()
-            || (ins.memory_base() != Register::None && ins.mnemonic() != Mnemonic::Lea))
+            || (ins.memory_base() != Register::None
+                && !matches!(ins.mnemonic(), Mnemonic::Lea | Mnemonic::Nop)))
 }
 
 impl Walk<'_> {
@@ -194,8 +196,10 @@ impl Walk<'_> {
     /// Where control may come from outside.
     fn entries(&mut self) -> Outcome<()> {
         let direct = u32::from(self.block.direct_entry);
+        let polling = self.polling_entry();
         for (at, s1_is_the_target) in [
             (direct, false),
+            (polling, false),
             (self.block.stale, false),
             (u32::from(self.block.indirect_entry), true),
         ] {
@@ -213,6 +217,16 @@ impl Walk<'_> {
         Ok(())
     }
 
+    /// Where links to the same or an earlier address lead.
+    fn polling_entry(&self) -> u32 {
+        let direct = u32::from(self.block.direct_entry);
+        if self.request.kind == Kind::Grouped {
+            direct.saturating_sub(POLL_BYTES as u32)
+        } else {
+            direct
+        }
+    }
+
     /// What the engine overwrites: five bytes at the direct entry and at a group's
     /// exit, which no jump may lead into; the distances of links.
     fn patches(&self) -> Result<(), (u32, &'static str)> {
@@ -221,6 +235,10 @@ impl Walk<'_> {
             match *exit {
                 Exit::Group { patch, .. } => whole.push(u32::from(patch)),
                 Exit::Link { patch, .. } => {
+                    let direct = u32::from(self.block.direct_entry);
+                    if (direct..direct + 5).contains(&patch) {
+                        return Err((patch, "a link in what else the engine patches"));
+                    }
                     let after = patch + 4;
                     let jump = self
                         .starts
@@ -343,7 +361,7 @@ impl Walk<'_> {
                 self.leaves(&state)?;
             }
             // A loop to the block's own start is an entry like any other.
-            if position == u32::from(self.block.direct_entry) {
+            if position == self.polling_entry() {
                 return self.leaves(&state);
             }
             return self.flow(state, position);
@@ -360,6 +378,16 @@ impl Walk<'_> {
         }
         if target == thunks.stack_refill[self.request.mode as usize] {
             return self.refill(state);
+        }
+        if target == thunks.system_call && self.request.mode == Mode::User {
+            // S1 becomes the guest's RCX.
+            if !self.stepper.symbols.clean(&state.registers[14]) {
+                return Err("a return address that the guest may not know");
+            }
+            return self.crossing(state);
+        }
+        if target == thunks.system_return && self.request.mode == Mode::Kernel {
+            return self.crossing(state);
         }
         Err("a jump out of the block")
     }
@@ -394,12 +422,7 @@ impl Walk<'_> {
     /// Through the stub that fills the stack's slot: on to five bytes before the
     /// address in S2, or to that address with S1 as it was.
     fn refill(&mut self, mut state: State) -> Outcome<()> {
-        let back = &state.registers[15];
-        let position = match back.plus_symbol() {
-            Some(symbol) if *self.stepper.symbols.meaning(symbol) == Meaning::Code => back.constant,
-            _ => return Err("a return address that is not in the block"),
-        };
-        let position = u32::try_from(position).map_err(|_| "a return address out of the block")?;
+        let position = self.way_back(&state)?;
         let mut filled = state.clone();
         self.forget_scratch(&mut filled, self.stepper.at, true);
         filled.slot = self.stepper.at + 1;
@@ -407,6 +430,25 @@ impl Walk<'_> {
         self.flow(filled, filled_at)?;
         self.forget_scratch(&mut state, self.stepper.at, false);
         self.flow(state, position)
+    }
+
+    /// Through a stub that crosses to another privilege level, or goes on at the
+    /// address in S2 if it cannot.
+    fn crossing(&mut self, mut state: State) -> Outcome<()> {
+        self.leaves(&state)?;
+        let position = self.way_back(&state)?;
+        self.forget_scratch(&mut state, self.stepper.at, true);
+        self.flow(state, position)
+    }
+
+    /// The position in the block whose address S2 is.
+    fn way_back(&self, state: &State) -> Outcome<u32> {
+        let back = &state.registers[15];
+        let position = match back.plus_symbol() {
+            Some(symbol) if *self.stepper.symbols.meaning(symbol) == Meaning::Code => back.constant,
+            _ => return Err("a return address that is not in the block"),
+        };
+        u32::try_from(position).map_err(|_| "a return address out of the block")
     }
 
     /// Control leaves: nothing that the guest sees may tell of host addresses.

@@ -73,6 +73,8 @@ impl Stepper<'_> {
             return self.string(state, ins);
         }
         match ins.code() {
+            // Looks at its operand's form only (SDM vol. 2B, NOP).
+            Code::Nop_rm16 | Code::Nop_rm32 => {}
             Code::Cld => state.upwards = true,
             Code::Std => state.upwards = false,
             Code::Mov_r64_imm64 | Code::Mov_rm64_imm32 | Code::Mov_r32_imm32

@@ -3,11 +3,9 @@
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use x86::control::{cr0, cr4, efer, vector};
-use x86::descriptor as rights;
 use x86::features::Feature;
 use x86::paging;
 use x86::registers::{R11, RAX, RBX, RCX, RDX, rflags};
-use x86::state::{Segment, VcpuState};
 
 use super::Flow;
 use super::segment::say_once_that_32_bit_code_is_refused;
@@ -55,8 +53,7 @@ impl Run<'_> {
                 self.context.gpr[R11] = flags & !rflags::RF;
                 let fmask = self.regs.fmask;
                 self.set_rflags(flags & !fmask & !rflags::RF);
-                let cs = (self.regs.star >> 32) as u16 & !3;
-                self.flat_segments(cs, cs.wrapping_add(8), 0);
+                self.load_call_segments();
                 self.context.rip = self.regs.lstar;
                 self.step_by_new_flags();
             }
@@ -69,8 +66,7 @@ impl Run<'_> {
                 if !paging::is_canonical(rip) {
                     return Err(GP);
                 }
-                let base = (self.regs.star >> 48) as u16;
-                self.flat_segments(base.wrapping_add(16) | 3, base.wrapping_add(8) | 3, 3);
+                self.load_return_segments();
                 let flags = self.context.gpr[R11] & 0x3c7fd7;
                 self.set_rflags(flags);
                 self.context.rip = rip;
@@ -102,22 +98,6 @@ impl Run<'_> {
             _ => return Err(UD),
         }
         Ok(Flow::Jumped)
-    }
-
-    /// CS and SS as SYSCALL and SYSRET load them, without looking at the GDT.
-    fn flat_segments(&mut self, cs: u16, ss: u16, cpl: u8) {
-        let common = rights::PRESENT | rights::NOT_SYSTEM | rights::PAGES | u16::from(cpl) << 5;
-        let code = common | rights::CODE | rights::READ_WRITE | rights::ACCESSED | rights::LONG;
-        let data = common | rights::READ_WRITE | rights::ACCESSED | rights::BIG;
-        let flat = |selector, rights| Segment {
-            selector,
-            base: 0,
-            limit: !0,
-            rights,
-        };
-        self.regs.segments[VcpuState::CS] = flat(cs, code);
-        self.regs.segments[VcpuState::SS] = flat(ss, data);
-        self.set_cpl(cpl);
     }
 
     pub(super) fn system(&mut self, ins: &Instruction) -> Result<Flow, Fault> {

@@ -64,6 +64,8 @@ pub(super) const ROWS: &[Entry] = &[
     entry(Sti, InterruptsOn, "FB", "", "", ""),
     entry(Stac, UserAccessOn, "0F 01 CB", "", "", ""),
     entry(Clac, UserAccessOff, "0F 01 CA", "", "", ""),
+    entry(Syscall, SystemCall, "0F 05", "", "oszapc", ""),
+    entry(Sysretq, SystemReturn, "W 0F 07", "", "oszapc", ""),
     entry(Swapgs, SwapGs, "0F 01 F8", "", "", ""),
     // string instructions: see `strings.rs`
     entry(Movsb_m8_m8, String, "A4", "", "", "SD"),

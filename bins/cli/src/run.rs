@@ -93,7 +93,7 @@ pub(crate) struct RunArgs {
     translation_cache: Option<OsString>,
 
     /// The guest's CPU.
-    #[arg(long, value_enum, value_name = "MODEL", default_value = "v2")]
+    #[arg(long, value_enum, value_name = "MODEL", default_value = "host")]
     cpu_model: CpuModelArg,
 
     /// Write what the software engine does to this file, one JSON object a line; slows the guest.

@@ -336,11 +336,12 @@ pub enum CpuModel {
     /// that a machine may move to any of them.
     Baseline,
     /// x86-64-v2, and AES, PCLMULQDQ, RDRAND and ERMS where the host has them.
-    #[default]
     V2,
     /// As [`CpuModel::V2`] with x86-64-v3.
     V3,
-    /// All that host and engine have.
+    /// All that host and engine have: what programs find on this host outside of a
+    /// machine, and so the default.
+    #[default]
     Host,
 }
 

@@ -152,6 +152,7 @@ impl Files {
             parameters: format!("bench.row={}", row.name),
             memory_mib: MEMORY_MIB,
             cpu_model: row.model.or(model),
+            translations_kept: true,
             disk: self
                 .root
                 .as_ref()

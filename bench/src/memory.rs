@@ -60,6 +60,7 @@ pub(crate) fn report(files: &Files) -> Result<()> {
         parameters: String::new(),
         memory_mib: 256,
         cpu_model: None,
+        translations_kept: true,
         disk: None,
     };
     let mut child = rivals::kombi_machine(&files.vmm, &machine)?;

@@ -30,6 +30,8 @@ pub(crate) struct Machine<'a> {
     pub(crate) memory_mib: u32,
     /// Kombi's `--cpu-model`, where it is not to choose.
     pub(crate) cpu_model: Option<&'a str>,
+    /// Kombi may use translations of earlier boots.
+    pub(crate) translations_kept: bool,
     /// Its first disk, read-only.
     pub(crate) disk: Option<&'a Path>,
 }
@@ -42,6 +44,7 @@ pub(crate) fn kombi_vmm(guests: &Guests, initramfs: &Path) -> Result<Child> {
         parameters: String::new(),
         memory_mib: MEMORY_MIB,
         cpu_model: None,
+        translations_kept: true,
         disk: None,
     };
     kombi_machine(&guests.vmm, &machine)
@@ -67,8 +70,14 @@ pub(crate) fn kombi_machine(vmm: &Path, machine: &Machine<'_>) -> Result<Child> 
             "is_read_only": true,
         }]);
     }
+    let cache: &[&str] = if machine.translations_kept {
+        &[]
+    } else {
+        &["--translation-cache", "off"]
+    };
     let mut child = Command::new(vmm)
         .args(["--no-api", "--die-with-parent", "--config-file", "-"])
+        .args(cache)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -137,6 +146,7 @@ pub(crate) fn qemu(guests: &Guests, initramfs: &Path) -> Result<Child> {
         parameters: String::new(),
         memory_mib: MEMORY_MIB,
         cpu_model: None,
+        translations_kept: true,
         disk: None,
     })
 }
@@ -161,7 +171,17 @@ fn qemu_disk(qemu: &mut Command, disk: &Path) {
 }
 
 /// Time from now until `child`'s console shows `mark`; the child is then killed.
-pub(crate) fn time_to(mark: &str, started: Instant, mut child: Child) -> Result<Duration> {
+pub(crate) fn time_to(mark: &str, started: Instant, child: Child) -> Result<Duration> {
+    time_to_and_then(mark, started, child, Duration::ZERO)
+}
+
+/// As [`time_to`], but the child goes on for `rest` before it is killed.
+pub(crate) fn time_to_and_then(
+    mark: &str,
+    started: Instant,
+    mut child: Child,
+    rest: Duration,
+) -> Result<Duration> {
     let lines = console(&mut child)?;
     let mut elapsed = None;
     for line in lines {
@@ -170,6 +190,7 @@ pub(crate) fn time_to(mark: &str, started: Instant, mut child: Child) -> Result<
             break;
         }
     }
+    std::thread::sleep(rest);
     end(&mut child);
     elapsed.with_context(|| format!("the machine ended without saying {mark:?}"))
 }

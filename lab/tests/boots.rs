@@ -97,27 +97,47 @@ fn a_kernel_without_a_root_says_so() {
 
 #[test]
 fn debians_cloud_kernel_boots_to_user_space_as_it_is() {
-    check_stock_kernel("debian-cloud.bzImage", "-cloud-amd64");
+    check_stock_kernel("debian-cloud.bzImage", "-cloud-amd64", 1);
+}
+
+#[test]
+fn debians_cloud_kernel_boots_with_two_processors() {
+    check_stock_kernel("debian-cloud.bzImage", "-cloud-amd64", 2);
+}
+
+#[test]
+fn debians_cloud_kernel_boots_with_four_processors() {
+    check_stock_kernel("debian-cloud.bzImage", "-cloud-amd64", 4);
 }
 
 #[test]
 fn debians_generic_kernel_boots_to_user_space_as_it_is() {
-    check_stock_kernel("debian-generic.bzImage", "-amd64");
+    check_stock_kernel("debian-generic.bzImage", "-amd64", 1);
+}
+
+#[test]
+fn debians_generic_kernel_boots_with_two_processors() {
+    check_stock_kernel("debian-generic.bzImage", "-amd64", 2);
 }
 
 /// A distribution's kernel: compressed, relocatable, with everything compiled in that
 /// hardware of thirty years may have; the command line is Firecracker's default.
-fn check_stock_kernel(kernel: &'static str, release: &str) {
+fn check_stock_kernel(kernel: &'static str, release: &str, vcpus: u8) {
     let boot = Boot {
         kernel,
         args: "console=ttyS0 reboot=k panic=1 pci=off",
         memory_mib: 256,
+        vcpus,
         ..Boot::new()
     };
     let (ended, text) = boot.run(
         "echo from init: $(uname -r)\n\
+         echo processors: $(nproc)\n\
+         for cpu in $(seq 0 $(($(nproc) - 1))); do\n\
+             taskset -c $cpu sh -c 'echo on cpu $(awk \"{ print \\$39 }\" /proc/self/stat)'\n\
+         done\n\
          echo sum: $(busybox dd if=/dev/urandom bs=64k count=16 2>/dev/null | gzip | gunzip | wc -c)\n\
-         dmesg | grep -E 'WARNING|BUG:|Oops|unable to|[Uu]nchecked|self-test.*fail' | sed 's/^/complaint: /'\n\
+         dmesg | grep -E 'WARNING|BUG:|Oops|unable to|[Uu]nchecked|self-test.*fail|INFO: rcu|hung|lockup|unstable|Call Trace|failed to come online|not responding' | sed 's/^/complaint: /'\n\
          poweroff -f",
     );
     let from_init = text.lines().find(|line| line.starts_with("from init: 6."));
@@ -125,6 +145,10 @@ fn check_stock_kernel(kernel: &'static str, release: &str) {
         from_init.is_some_and(|line| line.ends_with(release)),
         "{text}"
     );
+    assert!(text.contains(&format!("processors: {vcpus}\n")), "{text}");
+    for cpu in 0..vcpus {
+        assert!(text.contains(&format!("on cpu {cpu}\n")), "{text}");
+    }
     assert!(text.contains("sum: 1048576\n"), "{text}");
     let complaints = text
         .lines()

@@ -82,7 +82,7 @@ test: setup kernel debian-kernels programs images lint ## Set up, build, and run
 	@cargo nextest run --workspace --locked
 	@cargo test --workspace --locked --doc -q
 	$(call say,programs in guests)
-	@lab/guests/run.sh --quick python gcc
+	@lab/guests/run.sh --quick python gcc gdb
 	@lab/guests/soak/run.sh 20 2
 	@$(MAKE) deny
 

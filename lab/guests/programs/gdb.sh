@@ -2,7 +2,7 @@
 #
 # packages: gdb gcc libc6-dev
 # memory: 512M
-# limit: 60
+# limit: 300
 cd /tmp
 cat >program.c <<'C'
 #include <pthread.h>

@@ -11,9 +11,7 @@
 //! the cache) goes on by looking RIP up.
 
 use hv::{Error, Exit as Ended, Io};
-use iced_x86::{
-    EncodingKind, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
-};
+use iced_x86::{EncodingKind, Instruction, Mnemonic, Register};
 use translator::block::{Exit, FAULT_EXIT, INDIRECT_EXIT, Kind};
 use x86::control::{cr4, vector};
 
@@ -23,7 +21,6 @@ use crate::doorbell::Doorbell;
 use crate::enter::Stay;
 use crate::exceptions::{Fault, GP, Raised, SS, UD};
 use crate::fault::Armed;
-use crate::interp;
 use crate::interrupts::{Attention, HostTimer};
 use crate::mmu::access::Place;
 use crate::mmu::tlb::jump_index;
@@ -33,12 +30,9 @@ use crate::translate::NoBlock;
 
 /// Groups that failed so often are linked to their per-access variant.
 const GROUP_FAILURES_MAX: u8 = 4;
-/// The bounce page's spare bytes before an operand.
-const BOUNCE_MARGIN: usize = 64;
-const BOUNCE_MAX: usize = 64;
 
 /// Where to go on.
-enum Next {
+pub(crate) enum Next {
     /// At RIP.
     Look,
     /// At a host address in a live block.
@@ -240,7 +234,7 @@ impl Run<'_> {
     }
 
     #[inline]
-    fn enter(&mut self, stay: &Stay, at: u64) -> u32 {
+    pub(crate) fn enter(&mut self, stay: &Stay, at: u64) -> u32 {
         let context = &mut self.cpu.context;
         context.resume = at;
         // TF, NT and AC must not reach the host; IF always reads as set there.
@@ -257,7 +251,7 @@ impl Run<'_> {
         }
     }
 
-    fn handle(&mut self, number: u32, stay: &Stay) -> Result<Next, Fault> {
+    pub(crate) fn handle(&mut self, number: u32, stay: &Stay) -> Result<Next, Fault> {
         if number == INDIRECT_EXIT {
             self.stats.indirect += 1;
             self.context.rip = self.context.scratch[0];
@@ -456,137 +450,6 @@ impl Run<'_> {
         self.context.tlb[mode as usize].stack_tag == va & !0xfff
     }
 
-    /// One instruction whose access the hot path cannot do.
-    fn slow_access(
-        &mut self,
-        record: &Record,
-        missed: &Missed,
-        stay: &Stay,
-    ) -> Result<Next, Fault> {
-        let ins = self.decode(missed.number)?;
-        if interp::prefers(&ins) && !interp::is_locked(&ins) {
-            self.execute(&ins)?;
-            return Ok(Next::Look);
-        }
-        let key = Key {
-            va: self.context.rip,
-            page: record.page,
-            mode: record.mode(),
-            kind: Kind::Bounce,
-        };
-        match self.block(key) {
-            Ok(id) => self.bounce(id, &ins, missed, stay),
-            Err(NoBlock::NotBounceable) => self.execute(&ins).map(|()| Next::Look),
-            Err(NoBlock::Fault(fault)) => Err(fault),
-        }
-    }
-
-    /// Executes one instruction on its own: on memory, where the operand is in one
-    /// page of it, so that locked ones are as atomic as they should be; otherwise on
-    /// a copy of its operand.
-    fn bounce(
-        &mut self,
-        id: Id,
-        ins: &iced_x86::Instruction,
-        missed: &Missed,
-        stay: &Stay,
-    ) -> Result<Next, Fault> {
-        self.stats.bounces += 1;
-        let va = self.context.scratch[0];
-        let (size, mode) = (usize::from(missed.size).min(BOUNCE_MAX), self.mode());
-        if (va & 0xfff) as usize + size <= 4096 {
-            match self.place(va, missed.write, mode)? {
-                Place::Memory(pa) => return self.bounce_in_place(id, pa, size, false, stay),
-                Place::Code(pa) => return self.bounce_in_place(id, pa, size, true, stay),
-                Place::Device(_) => {}
-            }
-        }
-        if !interp::is_locked(ins) {
-            return self.bounce_copy(id, ins, missed, stay);
-        }
-        self.begin_alone();
-        let next = if self.blocks.record(id).live() {
-            self.bounce_copy(id, ins, missed, stay)
-        } else {
-            Ok(Next::Look)
-        };
-        self.end_alone();
-        next
-    }
-
-    /// Executes one instruction whose operand is `size` bytes of memory at `pa`,
-    /// within a page, which holds code if `code`.
-    fn bounce_in_place(
-        &mut self,
-        id: Id,
-        pa: u64,
-        size: usize,
-        code: bool,
-        stay: &Stay,
-    ) -> Result<Next, Fault> {
-        if !self.ram.contains(pa, size as u64) {
-            return Err(GP);
-        }
-        if code {
-            self.begin_code_store(pa, size as u64);
-        }
-        let record = self.blocks.record(id);
-        let number = record.live().then(|| {
-            self.context.bounce_at = self.ram.host(pa);
-            self.enter(stay, self.blocks.buf.address(record.direct()))
-        });
-        if code {
-            self.end_code_store(pa, size as u64);
-        }
-        match number.map(|number| (number, self.blocks.exit(number))) {
-            Some((_, Some((Exit::Bounced { next }, _)))) => {
-                self.context.rip = record.va.wrapping_add(u64::from(next));
-                Ok(Next::Look)
-            }
-            Some((number, _)) => self.handle(number, stay),
-            None => Ok(Next::Look),
-        }
-    }
-
-    fn bounce_copy(
-        &mut self,
-        id: Id,
-        ins: &iced_x86::Instruction,
-        missed: &Missed,
-        stay: &Stay,
-    ) -> Result<Next, Fault> {
-        let va = self.context.scratch[0];
-        let (size, mode) = (usize::from(missed.size).min(BOUNCE_MAX), self.mode());
-        if missed.write {
-            self.check_write(va, size as u64, mode)?;
-        }
-        let mut operand = [0; BOUNCE_MAX];
-        let operand = &mut operand[..size];
-        if !(missed.write && writes_only(ins)) {
-            self.read_bytes(va, operand)?;
-        }
-        // Same alignment as in the guest, for instructions that want it.
-        let offset = BOUNCE_MARGIN + (va & 63) as usize;
-        self.context.bounce.0[offset..][..size].copy_from_slice(operand);
-        self.context.bounce_at = self.context.bounce_page() + offset as u64;
-        let record = self.blocks.record(id);
-        let number = self.enter(stay, self.blocks.buf.address(record.direct()));
-        let Some((Exit::Bounced { next }, exited)) = self.blocks.exit(number) else {
-            return self.handle(number, stay);
-        };
-        if exited != id {
-            return Err(Fault::Engine(
-                "a bounce block left through another's exit".into(),
-            ));
-        }
-        if missed.write {
-            operand.copy_from_slice(&self.context.bounce.0[offset..][..size]);
-            self.write_bytes(va, operand)?;
-        }
-        self.context.rip = record.va.wrapping_add(u64::from(next));
-        Ok(Next::Look)
-    }
-
     /// Makes a group's check succeed, if it can.
     fn fill_group(&mut self, va: u64, len: u64, write: bool, stack: bool) -> bool {
         if (va & 0xfff) + len > 4096 {
@@ -632,22 +495,13 @@ impl Run<'_> {
 }
 
 /// An [`Exit::Access`], and where it came from.
-struct Missed {
-    number: u32,
-    id: Id,
-    size: u8,
-    write: bool,
-    stack: bool,
-    retry: u32,
-}
-
-/// Whether an instruction overwrites its memory operand without reading it.
-fn writes_only(ins: &iced_x86::Instruction) -> bool {
-    let mut factory = InstructionInfoFactory::new();
-    let info = factory.info(ins);
-    (0..ins.op_count())
-        .filter(|k| ins.op_kind(*k) == OpKind::Memory)
-        .all(|k| info.op_access(k) == OpAccess::Write)
+pub(crate) struct Missed {
+    pub(crate) number: u32,
+    pub(crate) id: Id,
+    pub(crate) size: u8,
+    pub(crate) write: bool,
+    pub(crate) stack: bool,
+    pub(crate) retry: u32,
 }
 
 /// Does the instruction's read or write go through SS?

@@ -31,6 +31,7 @@
 mod alignment;
 mod apic;
 mod blocks;
+mod bounce;
 mod clock;
 mod codebuf;
 mod cpu;

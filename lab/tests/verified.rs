@@ -211,11 +211,9 @@ fn every_block_of_a_boot_is_harmless() {
     assert!(all_were_harmless() > 20_000);
 }
 
-/// Translates `code`, replaces `from` by `to` in what came out, and gives why that is
-/// refused.
+/// The harmless translation of `code` for the kernel.
 #[track_caller]
-fn tampered(kind: Kind, code: &[u8], from: &[u8], to: &[u8]) -> &'static str {
-    assert_eq!(from.len(), to.len(), "nothing moves");
+fn translated(kind: Kind, code: &[u8]) -> (Request, Block) {
     let mut bytes = code.to_vec();
     bytes.resize(8192, 0x90);
     let pages = Pages {
@@ -236,6 +234,15 @@ fn tampered(kind: Kind, code: &[u8], from: &[u8], to: &[u8]) -> &'static str {
         .translate(&request, &pages, &mut block)
         .unwrap();
     verify(&request, &block).unwrap();
+    (request, block)
+}
+
+/// Translates `code`, replaces `from` by `to` in what came out, and gives why that is
+/// refused.
+#[track_caller]
+fn tampered(kind: Kind, code: &[u8], from: &[u8], to: &[u8]) -> &'static str {
+    assert_eq!(from.len(), to.len(), "nothing moves");
+    let (request, mut block) = translated(kind, code);
     let at = block.code.windows(from.len()).rposition(|w| w == from);
     let at = at.unwrap_or_else(|| panic!("{from:02x?} is not in {:02x?}", block.code));
     block.code[at..at + to.len()].copy_from_slice(to);
@@ -380,25 +387,7 @@ fn a_bit_index_that_is_not_masked_is_found() {
 fn a_jump_into_an_instruction_is_found() {
     // the check's jump goes a byte further
     let code = &[0x49, 0x81, 0xfe, 0xf8, 0x0f, 0, 0, 0x0f, 0x87];
-    let mut block = Block::default();
-    let request = Request {
-        va: 0x7000_1000,
-        mode: Mode::Kernel,
-        kind: Kind::PerAccess,
-        features: Features::EVERYTHING,
-        place: PLACE,
-        first_exit: 0x1000,
-        thunks: THUNKS,
-    };
-    let mut bytes = LOAD.to_vec();
-    bytes.resize(8192, 0x90);
-    let pages = Pages {
-        page: 0x7000_1000,
-        bytes,
-    };
-    Translator::new(Options::default())
-        .translate(&request, &pages, &mut block)
-        .unwrap();
+    let (request, mut block) = translated(Kind::PerAccess, LOAD);
     let at = block
         .code
         .windows(code.len())
@@ -407,4 +396,36 @@ fn a_jump_into_an_instruction_is_found() {
     block.code[at + code.len()] += 1;
     let why = verify(&request, &block).unwrap_err().why;
     assert_eq!(why, "a jump into the middle of an instruction");
+}
+
+/// `sysretq`
+const RETURN: &[u8] = &[0x48, 0x0f, 0x07];
+
+#[test]
+fn a_way_back_from_a_stub_into_an_instruction_is_found() {
+    let why = tampered(
+        Kind::Grouped,
+        RETURN,
+        &[0x4c, 0x8d, 0x3d, 5, 0, 0, 0],
+        &[0x4c, 0x8d, 0x3d, 6, 0, 0, 0],
+    );
+    assert_eq!(why, "a jump into the middle of an instruction");
+}
+
+#[test]
+fn a_kernels_jump_to_the_stub_for_system_calls_is_found() {
+    let (mut request, block) = translated(Kind::Grouped, RETURN);
+    let thunks = &mut request.thunks;
+    std::mem::swap(&mut thunks.system_call, &mut thunks.system_return);
+    let found = verify(&request, &block).unwrap_err();
+    assert_eq!(found.why, "a jump out of the block");
+}
+
+#[test]
+fn a_link_where_an_entry_is_patched_is_found() {
+    // jmp, behind five bytes that do nothing: the entry would be the jump itself
+    let (request, mut block) = translated(Kind::Grouped, &[0xeb, 0x10]);
+    block.direct_entry += 5;
+    let found = verify(&request, &block).unwrap_err();
+    assert_eq!(found.why, "a link in what else the engine patches");
 }

@@ -15,6 +15,7 @@ mod filter;
 mod metrics;
 mod status;
 mod surroundings;
+mod whole_lines;
 
 use std::fs::File;
 use std::io::Read;
@@ -35,6 +36,7 @@ use crate::failure::{Failure, exit};
 use crate::filter::Filter;
 use crate::metrics::Metrics;
 use crate::status::Status;
+use crate::whole_lines::WholeLines;
 
 /// Bytes of a configuration file.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
@@ -84,7 +86,7 @@ fn run(args: &Args, status: &mut Status) -> Result<u8, Failure> {
     start_log(args)?;
 
     let blueprint = read_blueprint(args)?;
-    let metrics = output(args.metrics_path.as_deref(), "metrics", metrics::open)?;
+    let metrics = output(args.metrics_path.as_deref(), "metrics", WholeLines::open)?;
     let watching = Watching {
         counters: Arc::default(),
         trace: output(args.engine_trace.as_deref(), "the engine's trace", |path| {
@@ -122,7 +124,7 @@ fn run(args: &Args, status: &mut Status) -> Result<u8, Failure> {
     })
     .map_err(host("take signals"))?;
     let metrics = metrics
-        .map(|file| Metrics::start(file, counters, kept.clone()))
+        .map(|to| Metrics::start(to, counters, kept.clone()))
         .transpose()
         .map_err(host("start a thread"))?;
     let running = machine.start().map_err(|source| Failure::Run { source })?;
@@ -163,11 +165,11 @@ fn finish(ended: Ended, stopped_by: i32, status: &mut Status) -> Result<u8, Fail
 }
 
 /// Opens a file that an option names.
-fn output(
+fn output<T>(
     path: Option<&Path>,
     what: &'static str,
-    open: impl FnOnce(&Path) -> std::io::Result<File>,
-) -> Result<Option<File>, Failure> {
+    open: impl FnOnce(&Path) -> std::io::Result<T>,
+) -> Result<Option<T>, Failure> {
     let Some(path) = path else {
         return Ok(None);
     };

@@ -6,14 +6,10 @@
 //! ```
 //!
 //! Invariant: the machine never waits for whoever reads them: a line that a full FIFO
-//! does not take is lost.
+//! does not take is lost, and so is one for which a disk has no room.
 //!
 //! Left to others: counting.
 
-use std::fs::File;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
@@ -22,6 +18,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use hv_soft::{Counters, EngineStats};
 use serde::Serialize;
 use translations::{Counts, Translations};
+
+use crate::whole_lines::WholeLines;
 
 /// Firecracker's.
 const PERIOD: Duration = Duration::from_secs(60);
@@ -177,7 +175,7 @@ impl Kept {
 }
 
 struct Writer {
-    file: File,
+    to: WholeLines,
     counters: Arc<Counters>,
     kept: Option<Arc<Translations>>,
     told: EngineStats,
@@ -196,10 +194,7 @@ impl Writer {
         };
         let written = serde_json::to_vec(&line)
             .map_err(std::io::Error::from)
-            .and_then(|mut line| {
-                line.push(b'\n');
-                self.file.write_all(&line)
-            });
+            .and_then(|line| self.to.append(&line));
         match written {
             // What was not told is told next time.
             Err(error) => tracing::debug!(%error, "metrics are not taken"),
@@ -217,28 +212,18 @@ pub(crate) struct Metrics {
     thread: JoinHandle<()>,
 }
 
-/// Opens what metrics are written to: for FIFOs, whether or not somebody reads.
-pub(crate) fn open(path: &Path) -> std::io::Result<File> {
-    File::options()
-        .read(true)
-        .append(true)
-        .create(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)
-}
-
 impl Metrics {
     /// Writes the first line, and starts the thread that writes the others.
     ///
     /// # Errors
     /// The host's, when it has no thread.
     pub(crate) fn start(
-        file: File,
+        to: WholeLines,
         counters: Arc<Counters>,
         kept: Option<Arc<Translations>>,
     ) -> std::io::Result<Self> {
         let mut writer = Writer {
-            file,
+            to,
             counters,
             kept,
             told: EngineStats::default(),

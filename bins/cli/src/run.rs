@@ -100,6 +100,11 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "FILE")]
     engine_trace: Option<PathBuf>,
 
+    /// Append the software engine's counters to this file or FIFO, one JSON object a line: at the
+    /// start, each minute, and at the end, each time what came since the last one.
+    #[arg(long, value_name = "FILE")]
+    metrics_path: Option<PathBuf>,
+
     /// Boot this kernel (an uncompressed ELF vmlinux, or a bzImage).
     #[arg(long, value_name = "PATH")]
     kernel: Option<PathBuf>,
@@ -227,6 +232,7 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Complaint> {
         translation_cache: args.translation_cache,
         cpu_model: args.cpu_model.into(),
         engine_trace: args.engine_trace,
+        metrics_path: args.metrics_path,
         boot_timeout: args.boot_timeout,
         verbose: args.verbose,
     };

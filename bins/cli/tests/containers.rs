@@ -255,6 +255,60 @@ fn doctor_finds_that_machines_can_run_here() {
 }
 
 #[test]
+fn metrics_of_a_command_end_with_those_of_the_whole_machine() {
+    let home = Home::new();
+    let metrics = home.path("metrics.jsonl");
+    let option = ["--metrics-path", metrics.to_str().expect("utf-8")];
+    let trace = home.path("trace.jsonl");
+    let traced = ["--engine-trace", trace.to_str().expect("utf-8")];
+    let image = home.busybox();
+    let lines = |path: &std::path::Path| -> Vec<serde_json::Value> {
+        let text = std::fs::read_to_string(path).expect("written");
+        assert!(text.ends_with('\n'), "{text}");
+        let parse = |line| serde_json::from_str(line).expect("JSON");
+        text.lines().map(parse).collect()
+    };
+    // The second machine appends.
+    for machine in 1..=2 {
+        let output = home.run(&[&option[..], &traced[..], &[&image, "true"]].concat());
+        ended(&output, 0);
+        let lines = lines(&metrics);
+        assert_eq!(lines.len(), 2 * machine, "{lines:?}");
+        let number = |line: &serde_json::Value, pointer: &str| {
+            let value = line.pointer(pointer).and_then(serde_json::Value::as_u64);
+            value.unwrap_or_else(|| panic!("no {pointer} in {line}"))
+        };
+        let (first, last) = (&lines[2 * machine - 2], &lines[2 * machine - 1]);
+        assert_eq!(number(first, "/engine/exits/link"), 0);
+        assert!(number(last, "/utc_timestamp_ms") > number(first, "/utc_timestamp_ms"));
+        // The trace ends with the vCPU: not one exit came after the metrics' last line.
+        let traced = std::fs::read_to_string(&trace).expect("written");
+        let counted = |pointer: &str| -> u64 {
+            let events = traced
+                .lines()
+                .map(|line| serde_json::from_str(line).expect("JSON"));
+            let counts = events.filter(|line: &serde_json::Value| line["event"] == "counts");
+            counts.map(|line| number(&line, pointer)).sum()
+        };
+        for (metric, event) in [
+            ("/engine/exits/interpret", "/exits/interpret"),
+            ("/engine/exits/access", "/exits/access"),
+            ("/engine/page_faults", "/page_faults"),
+        ] {
+            assert!(number(last, metric) > 0, "{last}");
+            assert_eq!(number(last, metric), counted(event), "{metric}");
+        }
+    }
+    home.is_swept();
+
+    refused(
+        &home.run(&["--metrics-path", "/none/metrics", &image, "true"]),
+        125,
+        &["/none/metrics", "path that can be written"],
+    );
+}
+
+#[test]
 fn the_engine_says_what_it_did_when_it_is_asked_to() {
     let home = Home::new();
     let trace = home.path("trace.jsonl");

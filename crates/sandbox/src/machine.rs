@@ -68,6 +68,8 @@ pub struct Plan {
     pub cpu_model: CpuModel,
     /// The monitor's `--engine-trace`.
     pub engine_trace: Option<PathBuf>,
+    /// The monitor's `--metrics-path`.
+    pub metrics_path: Option<PathBuf>,
     /// From the monitor's start to the first word of the guest's init.
     pub boot_timeout: Duration,
     /// Copy the console and the monitor's log to standard error.
@@ -129,9 +131,7 @@ impl Plan {
                 source,
             })?;
         let console = dir.path().join("console");
-        let cache = self.translation_cache.as_deref();
-        let trace = self.engine_trace.as_deref();
-        let vmm = VmmProcess::spawn(&self.vmm, &draft, &console, cache, trace, self.verbose)?;
+        let vmm = VmmProcess::spawn(&self, &draft, &console)?;
         tracing::debug!(%id, after = ?started.elapsed(), "monitor started");
         Ok(Booting {
             vmm,

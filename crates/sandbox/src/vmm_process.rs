@@ -11,7 +11,6 @@
 //!
 //! Left to others: what its end means to a container ([`crate::machine`]).
 
-use std::ffi::OsStr;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -25,6 +24,7 @@ use serde::Deserialize;
 
 use crate::Error;
 use crate::console::{Tail, printable};
+use crate::machine::Plan;
 
 /// Bytes of one status line; a longer one is none.
 const STATUS_LINE_BYTES_MAX: usize = 64 << 10;
@@ -75,15 +75,8 @@ pub(crate) struct VmmProcess {
 }
 
 impl VmmProcess {
-    /// Starts `program` with `draft`; `console` is where its FIFO is made.
-    pub(crate) fn spawn(
-        program: &Path,
-        draft: &Draft,
-        console: &Path,
-        translation_cache: Option<&OsStr>,
-        engine_trace: Option<&Path>,
-        verbose: bool,
-    ) -> Result<Self, Error> {
+    /// Starts the plan's monitor with `draft`; `console` is where its FIFO is made.
+    pub(crate) fn spawn(plan: &Plan, draft: &Draft, console: &Path) -> Result<Self, Error> {
         let channel = |action| move |source| Error::Channel { action, source };
         rustix::fs::mkfifoat(rustix::fs::CWD, console, Mode::RUSR | Mode::WUSR)
             .map_err(|e| channel("make the console's pipe")(e.into()))?;
@@ -97,12 +90,22 @@ impl VmmProcess {
 
         let config = serde_json::to_vec(draft)
             .map_err(|e| channel("write the machine's configuration")(e.into()))?;
-        let mut command = Command::new(program);
-        if let Some(cache) = translation_cache {
-            command.arg("--translation-cache").arg(cache);
-        }
-        if let Some(trace) = engine_trace {
-            command.arg("--engine-trace").arg(trace);
+        let mut command = Command::new(&plan.vmm);
+        let options = [
+            ("--translation-cache", plan.translation_cache.as_deref()),
+            (
+                "--engine-trace",
+                plan.engine_trace.as_deref().map(Path::as_os_str),
+            ),
+            (
+                "--metrics-path",
+                plan.metrics_path.as_deref().map(Path::as_os_str),
+            ),
+        ];
+        for (option, value) in options {
+            if let Some(value) = value {
+                command.arg(option).arg(value);
+            }
         }
         let mut child = command
             .args(["--config-file", "-", "--die-with-parent"])
@@ -113,7 +116,7 @@ impl VmmProcess {
             .process_group(0)
             .spawn()
             .map_err(|source| Error::SpawnVmm {
-                path: program.to_path_buf(),
+                path: plan.vmm.clone(),
                 source,
             })?;
         let opened = pidfd_of(&child).and_then(|pidfd| {
@@ -147,7 +150,7 @@ impl VmmProcess {
             stopped: None,
             log_tail: Tail::default(),
             console_tail: Tail::default(),
-            verbose,
+            verbose: plan.verbose,
         };
         // A monitor that died already will be found out by its exit.
         if let Some(mut stdin) = stdin

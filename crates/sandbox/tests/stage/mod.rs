@@ -59,6 +59,7 @@ impl Stage {
             engine: Engine::Auto,
             translation_cache: None,
             engine_trace: None,
+            metrics_path: None,
             boot_timeout: Duration::from_secs(10),
             verbose: false,
         }

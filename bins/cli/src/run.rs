@@ -9,7 +9,6 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use clap::ValueEnum;
 use image::{Image, ImageError, Reference, Store};
 use sandbox::{
     CpuModel, Engine, ImageDefaults, Overrides, Plan, Search, Streams, TerminalSize, process_spec,
@@ -86,7 +85,7 @@ pub(crate) struct RunArgs {
 
     /// Who runs the guest's code.
     #[arg(long, value_enum, default_value = "auto")]
-    engine: EngineArg,
+    engine: Engine,
 
     /// Where translations of guest code are kept for later machines: a directory, or off.
     #[arg(long, value_name = "off|DIR")]
@@ -94,7 +93,7 @@ pub(crate) struct RunArgs {
 
     /// The guest's CPU.
     #[arg(long, value_enum, value_name = "MODEL", default_value = "host")]
-    cpu_model: CpuModelArg,
+    cpu_model: CpuModel,
 
     /// Write what the software engine does to this file, one JSON object a line; slows the guest.
     #[arg(long, value_name = "FILE")]
@@ -144,50 +143,6 @@ pub(crate) struct RunArgs {
     words: Vec<String>,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum EngineArg {
-    /// The best one that this host offers.
-    Auto,
-    /// The software engine: needs no KVM.
-    Soft,
-    /// The host's KVM.
-    Kvm,
-}
-
-impl From<EngineArg> for Engine {
-    fn from(asked: EngineArg) -> Self {
-        match asked {
-            EngineArg::Auto => Self::Auto,
-            EngineArg::Soft => Self::Soft,
-            EngineArg::Kvm => Self::Kvm,
-        }
-    }
-}
-
-/// `--cpu-model`.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum CpuModelArg {
-    /// x86-64-v2, the same on every host.
-    Baseline,
-    /// x86-64-v2 with AES, PCLMULQDQ and RDRAND where the host has them.
-    V2,
-    /// As v2, with x86-64-v3: AVX2, BMI2, FMA and others.
-    V3,
-    /// All that host and engine have.
-    Host,
-}
-
-impl From<CpuModelArg> for CpuModel {
-    fn from(asked: CpuModelArg) -> Self {
-        match asked {
-            CpuModelArg::Baseline => Self::Baseline,
-            CpuModelArg::V2 => Self::V2,
-            CpuModelArg::V3 => Self::V3,
-            CpuModelArg::Host => Self::Host,
-        }
-    }
-}
-
 /// Runs it; returns the command's exit code.
 pub(crate) fn run(args: RunArgs) -> Result<u8, Complaint> {
     start_log(args.verbose);
@@ -228,9 +183,9 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Complaint> {
         layers: Vec::new(),
         vcpus: args.cpus,
         memory_mib: args.memory,
-        engine: args.engine.into(),
+        engine: args.engine,
         translation_cache: args.translation_cache,
-        cpu_model: args.cpu_model.into(),
+        cpu_model: args.cpu_model,
         engine_trace: args.engine_trace,
         metrics_path: args.metrics_path,
         boot_timeout: args.boot_timeout,

@@ -44,7 +44,7 @@ pub(crate) struct Args {
 
     /// The engine that runs guest code; overrides the configuration's.
     #[arg(long, value_enum)]
-    pub(crate) engine: Option<EngineArg>,
+    pub(crate) engine: Option<Engine>,
 
     /// Where the software engine keeps translations of guest code for later machines:
     /// a directory, or off. [default: KOMBI_TRANSLATION_CACHE, or
@@ -54,7 +54,7 @@ pub(crate) struct Args {
 
     /// The guest's CPU; overrides the configuration's.
     #[arg(long, value_enum)]
-    pub(crate) cpu_model: Option<CpuModelArg>,
+    pub(crate) cpu_model: Option<CpuModel>,
 
     /// Append the log to this file in place of standard error.
     #[arg(long, value_name = "PATH")]
@@ -91,51 +91,6 @@ pub(crate) struct Args {
     /// Be killed when the thread that started this process ends.
     #[arg(long)]
     pub(crate) die_with_parent: bool,
-}
-
-/// `--cpu-model`.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum CpuModelArg {
-    /// x86-64-v2, the same on every host.
-    Baseline,
-    /// x86-64-v2 with AES, PCLMULQDQ and RDRAND where the host has them.
-    V2,
-    /// As v2, with x86-64-v3: AVX2, BMI2, FMA and others.
-    V3,
-    /// All that host and engine have.
-    Host,
-}
-
-impl From<CpuModelArg> for CpuModel {
-    fn from(asked: CpuModelArg) -> Self {
-        match asked {
-            CpuModelArg::Baseline => Self::Baseline,
-            CpuModelArg::V2 => Self::V2,
-            CpuModelArg::V3 => Self::V3,
-            CpuModelArg::Host => Self::Host,
-        }
-    }
-}
-
-/// `--engine`.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum EngineArg {
-    /// The best one that this host offers.
-    Auto,
-    /// The software engine: needs nothing of the host but x86-64.
-    Soft,
-    /// The host's /dev/kvm.
-    Kvm,
-}
-
-impl From<EngineArg> for Engine {
-    fn from(asked: EngineArg) -> Self {
-        match asked {
-            EngineArg::Auto => Engine::Auto,
-            EngineArg::Soft => Engine::Soft,
-            EngineArg::Kvm => Engine::Kvm,
-        }
-    }
 }
 
 /// `--fail-engine`.

@@ -213,10 +213,10 @@ fn read_blueprint(args: &Args) -> Result<Blueprint, Failure> {
     };
     let mut draft = Draft::from_json(&text).map_err(refused)?;
     if let Some(engine) = args.engine {
-        draft.machine_config.engine = Some(engine.into());
+        draft.machine_config.engine = Some(engine);
     }
     if let Some(model) = args.cpu_model {
-        draft.machine_config.cpu_model = Some(model.into());
+        draft.machine_config.cpu_model = Some(model);
     }
     draft.check().map_err(refused)
 }

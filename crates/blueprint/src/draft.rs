@@ -8,8 +8,9 @@ use x86::features::CpuModel;
 
 use crate::DraftError;
 
-/// Which engine runs the guest's code.
+/// Which engine runs the guest's code. The text at each is what `--help` says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum Engine {
     /// The best one that this host offers.
@@ -17,7 +18,7 @@ pub enum Engine {
     Auto,
     /// The software engine: needs nothing of the host but x86-64.
     Soft,
-    /// The host's `/dev/kvm`.
+    /// The host's /dev/kvm.
     Kvm,
 }
 

@@ -328,19 +328,23 @@ const V2_EXTRAS: Features = Features::of(&[
     Feature::Erms,
 ]);
 
-/// A guest's CPU.
+/// A guest's CPU. The first paragraphs are what `--help` says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum CpuModel {
-    /// x86-64-v2 and nothing else: what every host on which the engine runs has, so
-    /// that a machine may move to any of them.
+    /// x86-64-v2, the same on every host.
+    ///
+    /// What every host on which the engine runs has, so that a machine may move to any
+    /// of them.
     Baseline,
-    /// x86-64-v2, and AES, PCLMULQDQ, RDRAND and ERMS where the host has them.
+    /// x86-64-v2 with AES, PCLMULQDQ, RDRAND and ERMS where the host has them.
     V2,
-    /// As [`CpuModel::V2`] with x86-64-v3.
+    /// As v2, with x86-64-v3: AVX2, BMI2, FMA and others.
     V3,
-    /// All that host and engine have: what programs find on this host outside of a
-    /// machine, and so the default.
+    /// All that host and engine have.
+    ///
+    /// What programs find on this host outside of a machine, and so the default.
     #[default]
     Host,
 }

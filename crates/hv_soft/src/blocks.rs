@@ -335,6 +335,28 @@ impl Blocks {
         Some(record)
     }
 
+    /// Lets links into a dead record lead to what was translated in its place, if
+    /// there is something by now: the links themselves are not known. Whoever comes by
+    /// one is in the same page, or asked for this very block.
+    pub(crate) fn replace(&mut self, id: Id) {
+        let record = self.records[id as usize];
+        let key = Key {
+            va: record.va,
+            page: record.page,
+            mode: record.mode(),
+            kind: record.kind(),
+        };
+        if record.live() || !matches!(key.kind, Kind::Grouped | Kind::PerAccess) {
+            return;
+        }
+        if let Some(new) = self.find(key).map(|id| self.records[id as usize])
+            && !new.crosses()
+            && !record.crosses()
+        {
+            self.buf.patch_jump(record.direct(), new.direct());
+        }
+    }
+
     fn unchain(&mut self, id: Id, record: Record) {
         let key = Key {
             va: record.va,

@@ -334,6 +334,9 @@ impl Run<'_> {
                 // An entry that waited with its address space does not know.
                 let code = self.blocks.buf.address(record.indirect());
                 self.drop_jump(record.va, record.mode(), code);
+                if !self.breakpoints.stops_at(record.va) {
+                    self.blocks.replace(id);
+                }
                 Ok(Next::Look)
             }
         }

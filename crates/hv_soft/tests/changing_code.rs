@@ -270,3 +270,32 @@ fn code_that_a_device_writes_is_translated_anew() {
     machine.run_to_stop();
     assert_eq!(machine.said(), [3, 4].map(Said::Port));
 }
+
+#[test]
+fn links_to_code_that_was_patched_lead_to_its_new_translation() {
+    let mut machine = Machine::new();
+    machine.code(|asm| {
+        let (mut again, mut skip) = (asm.create_label(), asm.create_label());
+        let mut target = asm.create_label();
+        asm.lea(rsi, byte_ptr(target)).unwrap();
+        asm.mov(ecx, 10_000).unwrap();
+        asm.xor(ebx, ebx).unwrap();
+        asm.set_label(&mut again).unwrap();
+        asm.cmp(ecx, 9_000).unwrap();
+        asm.jne(skip).unwrap();
+        asm.mov(byte_ptr(rsi + 1), 2).unwrap();
+        asm.set_label(&mut skip).unwrap();
+        asm.jmp(target).unwrap();
+        asm.ud2().unwrap();
+        asm.set_label(&mut target).unwrap();
+        asm.mov(al, 1).unwrap();
+        asm.movzx(eax, al).unwrap();
+        asm.add(ebx, eax).unwrap();
+        asm.dec(ecx).unwrap();
+        asm.jne(again).unwrap();
+        asm.out(i32::from(STOP), al).unwrap();
+    });
+    assert_eq!(machine.run_to_stop().gpr[3], 1_000 + 2 * 9_000);
+    let stats = machine.vcpu.stats();
+    assert!(stats.patched >= 1 && stats.stale < 10, "{stats:?}");
+}

@@ -27,7 +27,7 @@ pub const S1: u8 = 14;
 pub const S2: u8 = 15;
 
 /// Entries of one TLB; a power of two.
-pub const TLB_ENTRIES: usize = 4096;
+pub const TLB_ENTRIES: usize = 16384;
 /// Entries of one jump cache; a power of two.
 pub const JUMP_CACHE_ENTRIES: usize = 1 << 18;
 /// Entries that [`Mode::KernelUserAccess`] uses of its jump cache: what runs there

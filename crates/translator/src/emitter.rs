@@ -211,12 +211,17 @@ impl Emitter<'_> {
                 at,
                 retry,
             } => {
+                let mut filled = None;
                 if !check.stack {
                     self.restore_indexed(flags, tag);
                 } else if flags.kept() {
                     self.asm.load(1, tag);
                     self.asm.add(S1, 1);
                     self.asm.load(1, context!(saved_rcx));
+                    // Where a kernel enters and leaves, it changes its stack each time.
+                    self.save_flags();
+                    filled = Some(self.ask_stack_refill());
+                    self.restore_flags(Flags::Saved);
                 } else {
                     self.asm.gs(op::XOR, S1, tag);
                     self.stack_refill(retry);
@@ -234,6 +239,13 @@ impl Emitter<'_> {
                     retry: retry as u16,
                     patch,
                 });
+                if let Some(filled) = filled {
+                    let here = self.asm.here();
+                    self.asm.patch(filled, here);
+                    self.restore_flags(Flags::Saved);
+                    let again = self.asm.jmp();
+                    self.asm.patch(again, retry);
+                }
             }
             ColdKind::Link { target } => {
                 let [patch, ..] = part.jumps;
@@ -291,14 +303,20 @@ impl Emitter<'_> {
     }
 
     /// Asks the stub to fill the stack's slot from the TLB. It goes to `retry` when
-    /// it did, to the exit right behind when it could not: see `stubs.rs`.
+    /// it did, to what is right behind when it could not: see `stubs.rs`.
     fn stack_refill(&mut self, retry: u32) {
+        let back = self.ask_stack_refill();
+        self.asm.patch(back, retry);
+    }
+
+    /// As [`Emitter::stack_refill`], but that it gives the jump to be patched. Flags
+    /// are lost.
+    fn ask_stack_refill(&mut self) -> u32 {
         let stub = self.request.thunks.stack_refill_of(self.request.mode);
         // lea S2, [rip + 10]: past the two jumps
         self.asm.bytes([0x4c, 0x8d, 0x3d, 10, 0, 0, 0]);
         self.asm.jmp_to_thunk(Target::StackRefill, stub);
-        let back = self.asm.jmp();
-        self.asm.patch(back, retry);
+        self.asm.jmp()
     }
 
     /// Jumps to a constant address through the jump cache: the block found there

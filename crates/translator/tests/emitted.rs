@@ -77,13 +77,13 @@ fn load_from_a_base_with_dead_flags_is_checked_by_xor_and_cmp() {
     check(
         &[0x48, 0x8b, 0x43, 0x08, 0x31, 0xc9, 0xeb, 0xf8],
         expect![[r#"
-              17 mov r14, gs:[662000h]
+              17 mov r14, gs:[782000h]
               20 lea r14, [rbx+8]
               24 pext r15, r14, gs:[0B0h]
               2f xor r14, gs:[r15*8+410h]
               38 cmp r14, 0FF8h
               3f ja 0000000000000065h
-              45 mov r14, gs:[r15*8+18410h]
+              45 mov r14, gs:[r15*8+60410h]
               4e mov rax, [rbx+r14+8]
               53 xor ecx, ecx
               55 jmp 0000000000000017h
@@ -103,7 +103,7 @@ fn load_from_a_base_with_live_flags_touches_no_flag() {
     check(
         &[0x48, 0x8b, 0x43, 0x08, 0x0f, 0x92, 0xc0, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[662000h]
+              17 mov r14, gs:[782000h]
               20 lea r14, [rbx+8]
               24 pext r15, r14, gs:[0B0h]
               2f mov gs:[0E8h], rcx
@@ -115,7 +115,7 @@ fn load_from_a_base_with_live_flags_touches_no_flag() {
               58 jrcxz 000000000000005Fh
               5a jmp 000000000000008Fh
               5f mov rcx, gs:[0E8h]
-              68 mov r14, gs:[r15*8+18410h]
+              68 mov r14, gs:[r15*8+60410h]
               71 mov rax, [rbx+r14+8]
               76 setb al
               79 mov r15d, 64h
@@ -141,12 +141,12 @@ fn prologue_shares_one_stack_check() {
             0x00, 0x00,
         ],
         expect![[r#"
-              17 mov r14, gs:[662000h]
+              17 mov r14, gs:[782000h]
               20 lea r14, [rsp-28h]
-              25 xor r14, gs:[20410h]
+              25 xor r14, gs:[80410h]
               2e cmp r14, 0FD8h
               35 ja 0000000000000090h
-              3b mov r14, gs:[20420h]
+              3b mov r14, gs:[80420h]
               44 mov [rsp+r14-8], rbp
               49 lea rsp, [rsp-8]
               4e mov rbp, rsp
@@ -161,7 +161,7 @@ fn prologue_shares_one_stack_check() {
               80 jmp 00000000000000B5h
               85 mov r15d, 64h
               8b jmp 0FFFFFFFFFFFFFF00h
-              90 xor r14, gs:[20410h]
+              90 xor r14, gs:[80410h]
               99 lea r15, [0AAh]
               a0 jmp 0FFFFFFFFFFFFFFA0h
               a5 jmp 0000000000000020h
@@ -180,13 +180,13 @@ fn epilogue_shares_one_stack_check() {
     check(
         &[0x48, 0x83, 0xc4, 0x08, 0x5b, 0x41, 0x5f, 0x5d, 0xc3],
         expect![[r#"
-              17 mov r14, gs:[662000h]
+              17 mov r14, gs:[782000h]
               20 lea r14, [rsp+8]
-              25 xor r14, gs:[20410h]
+              25 xor r14, gs:[80410h]
               2e cmp r14, 0FE0h
               35 ja 0000000000000094h
               3b add rsp, 8
-              3f mov r14, gs:[20420h]
+              3f mov r14, gs:[80420h]
               48 mov rbx, [rsp+r14]
               4c lea rsp, [rsp+8]
               51 mov r15, [rsp+r14]
@@ -197,10 +197,10 @@ fn epilogue_shares_one_stack_check() {
               6c mov r14, [rsp+r14]
               70 lea rsp, [rsp+8]
               75 pext r15, r14, gs:[0C0h]
-              80 jmp qword ptr gs:[r15*8+60470h]
+              80 jmp qword ptr gs:[r15*8+180470h]
               89 mov r15d, 64h
               8f jmp 0FFFFFFFFFFFFFF00h
-              94 xor r14, gs:[20410h]
+              94 xor r14, gs:[80410h]
               9d lea r15, [0AEh]
               a4 jmp 0FFFFFFFFFFFFFFA0h
               a9 jmp 0000000000000020h
@@ -220,13 +220,13 @@ fn fields_of_one_structure_share_one_check() {
             0x0b,
         ],
         expect![[r#"
-              17 mov r14, gs:[662000h]
+              17 mov r14, gs:[782000h]
               20 mov r14, rbx
               23 pext r15, r14, gs:[0B0h]
-              2e xor r14, gs:[r15*8+8410h]
+              2e xor r14, gs:[r15*8+20410h]
               37 cmp r14, 0FE8h
               3e ja 0000000000000085h
-              44 mov r15, gs:[r15*8+18410h]
+              44 mov r15, gs:[r15*8+60410h]
               4d mov gs:[108h], r15
               56 mov rax, [rbx+r15]
               5a mov rcx, [rbx+r15+8]
@@ -237,7 +237,7 @@ fn fields_of_one_structure_share_one_check() {
               75 jmp 0FFFFFFFFFFFFFF00h
               7a mov r15d, 65h
               80 jmp 0FFFFFFFFFFFFFF00h
-              85 xor r14, gs:[r15*8+8410h]
+              85 xor r14, gs:[r15*8+20410h]
               8e mov r15d, 66h
               94 jmp 0FFFFFFFFFFFFFF00h
             [Interpret { at: 13 }, Stale, Group { at: 0, len: 24, write: true, stack: false, retry: 32, patch: 142 }]
@@ -251,12 +251,12 @@ fn single_push_with_dead_flags_asks_the_stack_slot() {
     check(
         &[0x50, 0x31, 0xc0, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[662000h]
+              17 mov r14, gs:[782000h]
               20 lea r14, [rsp-8]
-              25 xor r14, gs:[20410h]
+              25 xor r14, gs:[80410h]
               2e cmp r14, 0FF8h
               35 ja 0000000000000066h
-              3b mov r14, gs:[20420h]
+              3b mov r14, gs:[80420h]
               44 mov [rsp+r14-8], rax
               49 lea rsp, [rsp-8]
               4e xor eax, eax
@@ -264,7 +264,7 @@ fn single_push_with_dead_flags_asks_the_stack_slot() {
               56 jmp 0FFFFFFFFFFFFFF00h
               5b mov r15d, 65h
               61 jmp 0FFFFFFFFFFFFFF00h
-              66 xor r14, gs:[20410h]
+              66 xor r14, gs:[80410h]
               6f lea r15, [80h]
               76 jmp 0FFFFFFFFFFFFFFA0h
               7b jmp 0000000000000020h
@@ -281,10 +281,10 @@ fn constant_address_needs_no_index() {
     check(
         &[0x8b, 0x05, 0x00, 0x00, 0x01, 0x00, 0x31, 0xc9, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[662000h]
-              20 cmp qword ptr gs:[490h], 0FFFFFFFF81010000h
+              17 mov r14, gs:[782000h]
+              20 cmp qword ptr gs:[8490h], 0FFFFFFFF81010000h
               2d jne 000000000000005Bh
-              33 mov r14, gs:[10490h]
+              33 mov r14, gs:[48490h]
               3c mov eax, [r14+106h]
               43 xor ecx, ecx
               45 mov r15d, 64h
@@ -307,14 +307,14 @@ fn constant_address_with_live_flags() {
             0x8b, 0x05, 0x00, 0x00, 0x01, 0x00, 0x0f, 0x92, 0xc0, 0x0f, 0x0b,
         ],
         expect![[r#"
-              17 mov r14, gs:[662000h]
+              17 mov r14, gs:[782000h]
               20 mov gs:[0E8h], rcx
-              29 mov rcx, gs:[490h]
+              29 mov rcx, gs:[8490h]
               32 lea rcx, [rcx+7EFF0000h]
               39 jrcxz 0000000000000040h
               3b jmp 0000000000000072h
               40 mov rcx, gs:[0E8h]
-              49 mov r14, gs:[10490h]
+              49 mov r14, gs:[48490h]
               52 mov eax, [r14+106h]
               59 setb al
               5c mov r15d, 64h
@@ -338,14 +338,14 @@ fn percpu_access_adds_the_gs_base() {
             0x65, 0x48, 0x8b, 0x04, 0x25, 0x34, 0x12, 0x00, 0x00, 0x31, 0xc9, 0x0f, 0x0b,
         ],
         expect![[r#"
-              17 mov r14, gs:[662000h]
+              17 mov r14, gs:[782000h]
               20 mov r14, gs:[180h]
               29 lea r14, [r14+1234h]
               30 pext r15, r14, gs:[0B0h]
               3b xor r14, gs:[r15*8+410h]
               44 cmp r14, 0FF8h
               4b ja 0000000000000075h
-              51 add r14, gs:[r15*8+10410h]
+              51 add r14, gs:[r15*8+40410h]
               5a mov rax, [r14]
               5d xor ecx, ecx
               5f mov r15d, 64h
@@ -366,7 +366,7 @@ fn guest_r14_and_r15_come_from_the_context() {
     check(
         &[0x4d, 0x01, 0xfe, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[662000h]
+              17 mov r14, gs:[782000h]
               20 mov r14, gs:[70h]
               29 mov r15, gs:[78h]
               32 add r14, r15
@@ -386,21 +386,21 @@ fn guest_r14_as_base_and_r15_as_operand() {
     check(
         &[0x45, 0x31, 0x7e, 0x04, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[662000h]
+              17 mov r14, gs:[782000h]
               20 mov r14, gs:[70h]
               29 lea r14, [r14+4]
               2d pext r15, r14, gs:[0B0h]
-              38 xor r14, gs:[r15*8+8410h]
+              38 xor r14, gs:[r15*8+20410h]
               41 cmp r14, 0FFCh
               48 ja 0000000000000079h
-              4e add r14, gs:[r15*8+10410h]
+              4e add r14, gs:[r15*8+40410h]
               57 mov r15, gs:[78h]
               60 xor [r14], r15d
               63 mov r15d, 64h
               69 jmp 0FFFFFFFFFFFFFF00h
               6e mov r15d, 65h
               74 jmp 0FFFFFFFFFFFFFF00h
-              79 xor r14, gs:[r15*8+8410h]
+              79 xor r14, gs:[r15*8+20410h]
               82 mov r15d, 66h
               88 jmp 0FFFFFFFFFFFFFF00h
             [Interpret { at: 4 }, Stale, Access { at: 0, size: 4, write: true, stack: false, retry: 32 }]
@@ -414,13 +414,13 @@ fn high_byte_register_with_memory_borrows_rsi() {
     check(
         &[0x88, 0x23, 0x31, 0xc0, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[662000h]
+              17 mov r14, gs:[782000h]
               20 mov r14, rbx
               23 pext r15, r14, gs:[0B0h]
-              2e xor r14, gs:[r15*8+8410h]
+              2e xor r14, gs:[r15*8+20410h]
               37 cmp r14, 0FFFh
               3e ja 000000000000007Ch
-              44 add r14, gs:[r15*8+10410h]
+              44 add r14, gs:[r15*8+40410h]
               4d mov gs:[0C8h], rsi
               56 lea rsi, [r14]
               59 mov [rsi], ah
@@ -430,7 +430,7 @@ fn high_byte_register_with_memory_borrows_rsi() {
               6c jmp 0FFFFFFFFFFFFFF00h
               71 mov r15d, 65h
               77 jmp 0FFFFFFFFFFFFFF00h
-              7c xor r14, gs:[r15*8+8410h]
+              7c xor r14, gs:[r15*8+20410h]
               85 mov r15d, 66h
               8b jmp 0FFFFFFFFFFFFFF00h
             [Interpret { at: 4 }, Stale, Access { at: 0, size: 1, write: true, stack: false, retry: 32 }]
@@ -444,20 +444,20 @@ fn locked_instruction_keeps_its_lock() {
     check(
         &[0xf0, 0xff, 0x07, 0x31, 0xc0, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[662000h]
+              17 mov r14, gs:[782000h]
               20 mov r14, rdi
               23 pext r15, r14, gs:[0B0h]
-              2e xor r14, gs:[r15*8+8410h]
+              2e xor r14, gs:[r15*8+20410h]
               37 cmp r14, 0FFCh
               3e ja 000000000000006Ah
-              44 mov r14, gs:[r15*8+18410h]
+              44 mov r14, gs:[r15*8+60410h]
               4d lock inc dword ptr [rdi+r14]
               52 xor eax, eax
               54 mov r15d, 64h
               5a jmp 0FFFFFFFFFFFFFF00h
               5f mov r15d, 65h
               65 jmp 0FFFFFFFFFFFFFF00h
-              6a xor r14, gs:[r15*8+8410h]
+              6a xor r14, gs:[r15*8+20410h]
               73 mov r15d, 66h
               79 jmp 0FFFFFFFFFFFFFF00h
             [Interpret { at: 5 }, Stale, Access { at: 0, size: 4, write: true, stack: false, retry: 32 }]
@@ -471,7 +471,7 @@ fn prefixes_without_meaning_are_dropped() {
     check(
         &[0x2e, 0x3e, 0xf3, 0x0f, 0xbc, 0xc1, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[662000h]
+              17 mov r14, gs:[782000h]
               20 nop
               21 tzcnt eax, ecx
               25 mov r15d, 64h
@@ -489,7 +489,7 @@ fn bit_string_finds_its_word() {
     check(
         &[0x48, 0x0f, 0xab, 0x07, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[662000h]
+              17 mov r14, gs:[782000h]
               20 mov r14, rdi
               23 mov gs:[0E8h], rcx
               2c mov r15, rax
@@ -499,7 +499,7 @@ fn bit_string_finds_its_word() {
               42 lea r14, [r14+r15*8]
               46 pext r15, r14, gs:[0B0h]
               51 mov gs:[0E8h], rcx
-              5a mov rcx, gs:[r15*8+8410h]
+              5a mov rcx, gs:[r15*8+20410h]
               63 not rcx
               66 lea r14, [r14+rcx+1]
               6b lea rcx, [r14+7]
@@ -507,7 +507,7 @@ fn bit_string_finds_its_word() {
               7a jrcxz 0000000000000081h
               7c jmp 00000000000000D5h
               81 mov rcx, gs:[0E8h]
-              8a mov r15, gs:[r15*8+10410h]
+              8a mov r15, gs:[r15*8+40410h]
               93 lea r14, [r14+r15]
               97 mov gs:[0E8h], rcx
               a0 mov r15, rax
@@ -520,7 +520,7 @@ fn bit_string_finds_its_word() {
               c5 jmp 0FFFFFFFFFFFFFF00h
               ca mov r15d, 65h
               d0 jmp 0FFFFFFFFFFFFFF00h
-              d5 mov rcx, gs:[r15*8+8410h]
+              d5 mov rcx, gs:[r15*8+20410h]
               de lea r14, [r14+rcx]
               e2 mov rcx, gs:[0E8h]
               eb mov r15d, 66h
@@ -536,7 +536,7 @@ fn conditional_jump_in_the_page_waits_for_its_link() {
     check(
         &[0x85, 0xc0, 0x74, 0x10, 0xeb, 0xfe],
         expect![[r#"
-              17 mov r14, gs:[662000h]
+              17 mov r14, gs:[782000h]
               20 nop [rax]
               23 test eax, eax
               25 je 000000000000003Bh
@@ -558,7 +558,7 @@ fn loop_to_its_own_start_needs_no_exit() {
     check(
         &[0xff, 0xc9, 0x75, 0xfc, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[662000h]
+              17 mov r14, gs:[782000h]
               20 nop [rax]
               23 dec ecx
               25 jne 0000000000000017h
@@ -577,10 +577,10 @@ fn jump_out_of_the_page_goes_through_the_jump_cache() {
     check(
         &[0xe9, 0x00, 0x00, 0x01, 0x00],
         expect![[r#"
-              17 mov r14, gs:[662000h]
+              17 mov r14, gs:[782000h]
               20 nop [rax+rax]
               25 mov r14, 0FFFFFFFF81010105h
-              2c jmp qword ptr gs:[0E0C98h]
+              2c jmp qword ptr gs:[200C98h]
               34 mov r15d, 64h
               3a jmp 0FFFFFFFFFFFFFF00h
             [Stale]
@@ -594,10 +594,10 @@ fn indirect_jump_goes_through_the_jump_cache() {
     check(
         &[0xff, 0xe0],
         expect![[r#"
-              17 mov r14, gs:[662000h]
+              17 mov r14, gs:[782000h]
               20 mov r14, rax
               23 pext r15, r14, gs:[0C0h]
-              2e jmp qword ptr gs:[r15*8+60470h]
+              2e jmp qword ptr gs:[r15*8+180470h]
               37 mov r15d, 64h
               3d jmp 0FFFFFFFFFFFFFF00h
             [Stale]
@@ -611,10 +611,10 @@ fn indirect_call_through_memory() {
     check(
         &[0xff, 0x53, 0x08],
         expect![[r#"
-              17 mov r14, gs:[662000h]
+              17 mov r14, gs:[782000h]
               20 lea r14, [rsp-8]
               25 mov gs:[0E8h], rcx
-              2e mov rcx, gs:[20410h]
+              2e mov rcx, gs:[80410h]
               37 not rcx
               3a lea r14, [r14+rcx+1]
               3f pext rcx, r14, gs:[0B8h]
@@ -634,30 +634,47 @@ fn indirect_call_through_memory() {
               99 lea rcx, [r14+7]
               9d pext rcx, rcx, gs:[0B8h]
               a8 jrcxz 00000000000000AFh
-              aa jmp 000000000000012Fh
+              aa jmp 000000000000018Eh
               af mov rcx, gs:[0E8h]
-              b8 mov r14, gs:[r15*8+18410h]
+              b8 mov r14, gs:[r15*8+60410h]
               c1 mov r14, [rbx+r14+8]
               c6 mov gs:[0C8h], r14
-              cf mov r14, gs:[20420h]
+              cf mov r14, gs:[80420h]
               d8 mov qword ptr [rsp+r14-8], 0FFFFFFFF81000103h
               e1 lea rsp, [rsp-8]
               e6 mov r14, gs:[0C8h]
               ef pext r15, r14, gs:[0C0h]
-              fa jmp qword ptr gs:[r15*8+60470h]
+              fa jmp qword ptr gs:[r15*8+180470h]
              103 mov r15d, 64h
              109 jmp 0FFFFFFFFFFFFFF00h
-             10e mov rcx, gs:[20410h]
+             10e mov rcx, gs:[80410h]
              117 lea r14, [r14+rcx]
              11b mov rcx, gs:[0E8h]
-             124 mov r15d, 65h
-             12a jmp 0FFFFFFFFFFFFFF00h
-             12f mov rcx, gs:[r15*8+410h]
-             138 lea r14, [r14+rcx]
-             13c mov rcx, gs:[0E8h]
-             145 mov r15d, 66h
-             14b jmp 0FFFFFFFFFFFFFF00h
-            [Stale, Group { at: 0, len: 8, write: true, stack: true, retry: 32, patch: 292 }, Access { at: 0, size: 8, write: false, stack: false, retry: 112 }]
+             124 mov gs:[0D0h], rax
+             12d lahf
+             12e seto al
+             131 mov gs:[0D8h], rax
+             13a mov rax, gs:[0D0h]
+             143 lea r15, [154h]
+             14a jmp 0FFFFFFFFFFFFFFA0h
+             14f jmp 0000000000000174h
+             154 mov rax, gs:[0D8h]
+             15d add al, 7Fh
+             15f sahf
+             160 mov rax, gs:[0D0h]
+             169 mov r15d, 65h
+             16f jmp 0FFFFFFFFFFFFFF00h
+             174 mov rax, gs:[0D8h]
+             17d add al, 7Fh
+             17f sahf
+             180 mov rax, gs:[0D0h]
+             189 jmp 0000000000000020h
+             18e mov rcx, gs:[r15*8+410h]
+             197 lea r14, [r14+rcx]
+             19b mov rcx, gs:[0E8h]
+             1a4 mov r15d, 66h
+             1aa jmp 0FFFFFFFFFFFFFF00h
+            [Stale, Group { at: 0, len: 8, write: true, stack: true, retry: 32, patch: 361 }, Access { at: 0, size: 8, write: false, stack: false, retry: 112 }]
         "#]],
     );
 }
@@ -668,10 +685,10 @@ fn pushf_takes_all_flags_together() {
     check(
         &[0x9c, 0xfa, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[662000h]
+              17 mov r14, gs:[782000h]
               20 lea r14, [rsp-8]
               25 mov gs:[0E8h], rcx
-              2e mov rcx, gs:[20410h]
+              2e mov rcx, gs:[80410h]
               37 not rcx
               3a lea r14, [r14+rcx+1]
               3f pext rcx, r14, gs:[0B8h]
@@ -700,7 +717,7 @@ fn pushf_takes_all_flags_together() {
               c1 mov rax, gs:[1C8h]
               ca lea r15, [r15+rax]
               ce mov rax, gs:[0D0h]
-              d7 mov r14, gs:[20420h]
+              d7 mov r14, gs:[80420h]
               e0 mov [rsp+r14-8], r15
               e5 lea rsp, [rsp-8]
               ea mov qword ptr gs:[190h], 0
@@ -708,12 +725,29 @@ fn pushf_takes_all_flags_together() {
               fd jmp 0FFFFFFFFFFFFFF00h
              102 mov r15d, 65h
              108 jmp 0FFFFFFFFFFFFFF00h
-             10d mov rcx, gs:[20410h]
+             10d mov rcx, gs:[80410h]
              116 lea r14, [r14+rcx]
              11a mov rcx, gs:[0E8h]
-             123 mov r15d, 66h
-             129 jmp 0FFFFFFFFFFFFFF00h
-            [Interpret { at: 2 }, Stale, Group { at: 0, len: 8, write: true, stack: true, retry: 32, patch: 291 }]
+             123 mov gs:[0D0h], rax
+             12c lahf
+             12d seto al
+             130 mov gs:[0D8h], rax
+             139 mov rax, gs:[0D0h]
+             142 lea r15, [153h]
+             149 jmp 0FFFFFFFFFFFFFFA0h
+             14e jmp 0000000000000173h
+             153 mov rax, gs:[0D8h]
+             15c add al, 7Fh
+             15e sahf
+             15f mov rax, gs:[0D0h]
+             168 mov r15d, 66h
+             16e jmp 0FFFFFFFFFFFFFF00h
+             173 mov rax, gs:[0D8h]
+             17c add al, 7Fh
+             17e sahf
+             17f mov rax, gs:[0D0h]
+             188 jmp 0000000000000020h
+            [Interpret { at: 2 }, Stale, Group { at: 0, len: 8, write: true, stack: true, retry: 32, patch: 360 }]
         "#]],
     );
 }
@@ -724,7 +758,7 @@ fn sti_ends_the_block_and_looks_for_interrupts() {
     check(
         &[0xfb, 0x90],
         expect![[r#"
-              17 mov r14, gs:[662000h]
+              17 mov r14, gs:[782000h]
               20 mov gs:[0E8h], rcx
               29 mov rcx, gs:[198h]
               32 jrcxz 0000000000000039h
@@ -752,7 +786,7 @@ fn sti_hlt_is_one() {
     check(
         &[0xfb, 0xf4],
         expect![[r#"
-              17 mov r14, gs:[662000h]
+              17 mov r14, gs:[782000h]
               20 mov qword ptr gs:[190h], 1
               2d mov r15d, 64h
               33 jmp 0FFFFFFFFFFFFFF00h
@@ -769,13 +803,13 @@ fn string_store_runs_on_host_addresses() {
     check(
         &[0x48, 0xab, 0x31, 0xc0, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[662000h]
+              17 mov r14, gs:[782000h]
               20 mov r14, rdi
               23 pext r15, r14, gs:[0B0h]
-              2e xor r14, gs:[r15*8+8410h]
+              2e xor r14, gs:[r15*8+20410h]
               37 cmp r14, 0FF8h
               3e ja 0000000000000073h
-              44 mov r14, gs:[r15*8+18410h]
+              44 mov r14, gs:[r15*8+60410h]
               4d lea rdi, [rdi+r14]
               51 stosq [rdi]
               53 not r14
@@ -785,7 +819,7 @@ fn string_store_runs_on_host_addresses() {
               63 jmp 0FFFFFFFFFFFFFF00h
               68 mov r15d, 65h
               6e jmp 0FFFFFFFFFFFFFF00h
-              73 xor r14, gs:[r15*8+8410h]
+              73 xor r14, gs:[r15*8+20410h]
               7c mov r15d, 66h
               82 jmp 0FFFFFFFFFFFFFF00h
             [Interpret { at: 4 }, Stale, Access { at: 0, size: 8, write: true, stack: false, retry: 32 }]
@@ -799,20 +833,20 @@ fn repeated_store_has_a_path_in_line() {
     check(
         &[0xf3, 0x48, 0xab, 0x31, 0xc0, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[662000h]
+              17 mov r14, gs:[782000h]
               20 cmp qword ptr gs:[170h], 0
               2a jne 00000000000000A5h
               30 cmp rcx, 200h
               37 ja 00000000000000A5h
               3d pext r15, rdi, gs:[0B0h]
               48 mov r14, rdi
-              4b xor r14, gs:[r15*8+8410h]
+              4b xor r14, gs:[r15*8+20410h]
               54 cmp r14, 0FFFh
               5b ja 00000000000000A5h
               61 lea r14, [r14+rcx*8]
               65 cmp r14, 1000h
               6c ja 00000000000000A5h
-              72 mov r14, gs:[r15*8+18410h]
+              72 mov r14, gs:[r15*8+60410h]
               7b lea rdi, [rdi+r14]
               7f rep stosq [rdi]
               82 not r14
@@ -835,20 +869,20 @@ fn repeated_move_has_a_path_in_line() {
     check(
         &[0xf3, 0xa4, 0x31, 0xc0, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[662000h]
+              17 mov r14, gs:[782000h]
               20 cmp qword ptr gs:[170h], 0
               2a jne 0000000000000100h
               30 cmp rcx, 1000h
               37 ja 0000000000000100h
               3d pext r15, rdi, gs:[0B0h]
               48 mov r14, rdi
-              4b xor r14, gs:[r15*8+8410h]
+              4b xor r14, gs:[r15*8+20410h]
               54 cmp r14, 0FFFh
               5b ja 0000000000000100h
               61 lea r14, [r14+rcx]
               65 cmp r14, 1000h
               6c ja 0000000000000100h
-              72 mov r14, gs:[r15*8+18410h]
+              72 mov r14, gs:[r15*8+60410h]
               7b mov gs:[0C8h], r14
               84 pext r15, rsi, gs:[0B0h]
               8f mov r14, rsi
@@ -858,7 +892,7 @@ fn repeated_move_has_a_path_in_line() {
               a8 lea r14, [r14+rcx]
               ac cmp r14, 1000h
               b3 ja 0000000000000100h
-              b9 mov r14, gs:[r15*8+18410h]
+              b9 mov r14, gs:[r15*8+60410h]
               c2 mov r15, gs:[0C8h]
               cb lea rsi, [rsi+r14]
               cf lea rdi, [rdi+r15]
@@ -885,7 +919,7 @@ fn direction_flag_is_mirrored() {
     check(
         &[0xfd, 0xfc, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[662000h]
+              17 mov r14, gs:[782000h]
               20 mov qword ptr gs:[170h], 1
               2d std
               2e mov qword ptr gs:[170h], 0
@@ -907,7 +941,7 @@ fn lea_is_done_in_place() {
             0x48, 0x8d, 0x44, 0x8b, 0x08, 0x4c, 0x8d, 0x7c, 0x24, 0x08, 0x0f, 0x0b,
         ],
         expect![[r#"
-              17 mov r14, gs:[662000h]
+              17 mov r14, gs:[782000h]
               20 lea rax, [rbx+rcx*4+8]
               25 lea r14, [rsp+8]
               2a mov gs:[78h], r14
@@ -926,20 +960,20 @@ fn pop_to_memory_keeps_the_value_over_the_second_check() {
     check(
         &[0x8f, 0x07, 0x31, 0xc0, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[662000h]
+              17 mov r14, gs:[782000h]
               20 mov r14, rsp
-              23 xor r14, gs:[20410h]
+              23 xor r14, gs:[80410h]
               2c cmp r14, 0FF8h
               33 ja 00000000000000A5h
-              39 mov r14, gs:[20420h]
+              39 mov r14, gs:[80420h]
               42 mov r14, [rsp+r14]
               46 mov gs:[0C8h], r14
               4f mov r14, rdi
               52 pext r15, r14, gs:[0B0h]
-              5d xor r14, gs:[r15*8+8410h]
+              5d xor r14, gs:[r15*8+20410h]
               66 cmp r14, 0FF8h
               6d ja 00000000000000CAh
-              73 add r14, gs:[r15*8+10410h]
+              73 add r14, gs:[r15*8+40410h]
               7c mov r15, gs:[0C8h]
               85 mov [r14], r15
               88 lea rsp, [rsp+8]
@@ -948,13 +982,13 @@ fn pop_to_memory_keeps_the_value_over_the_second_check() {
               95 jmp 0FFFFFFFFFFFFFF00h
               9a mov r15d, 65h
               a0 jmp 0FFFFFFFFFFFFFF00h
-              a5 xor r14, gs:[20410h]
+              a5 xor r14, gs:[80410h]
               ae lea r15, [0BFh]
               b5 jmp 0FFFFFFFFFFFFFFA0h
               ba jmp 0000000000000020h
               bf mov r15d, 66h
               c5 jmp 0FFFFFFFFFFFFFF00h
-              ca xor r14, gs:[r15*8+8410h]
+              ca xor r14, gs:[r15*8+20410h]
               d3 mov r15d, 67h
               d9 jmp 0FFFFFFFFFFFFFF00h
             [Interpret { at: 4 }, Stale, Access { at: 0, size: 8, write: false, stack: true, retry: 32 }, Access { at: 0, size: 8, write: true, stack: false, retry: 79 }]
@@ -968,13 +1002,13 @@ fn sse_operand_is_redirected() {
     check(
         &[0x44, 0x0f, 0x58, 0x0e, 0x31, 0xc0, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[662000h]
+              17 mov r14, gs:[782000h]
               20 mov r14, rsi
               23 pext r15, r14, gs:[0B0h]
               2e xor r14, gs:[r15*8+410h]
               37 cmp r14, 0FF0h
               3e ja 000000000000006Ah
-              44 mov r14, gs:[r15*8+18410h]
+              44 mov r14, gs:[r15*8+60410h]
               4d addps xmm9, [rsi+r14]
               52 xor eax, eax
               54 mov r15d, 64h
@@ -1013,18 +1047,18 @@ fn per_access_form_checks_each_access() {
     expect![[r#"
            0 lea r14, [rsp-8]
            5 pext r15, r14, gs:[0B0h]
-          10 xor r14, gs:[r15*8+28430h]
+          10 xor r14, gs:[r15*8+0A0430h]
           19 cmp r14, 0FF8h
           20 ja 000000000000008Ah
-          26 mov r14, gs:[r15*8+38430h]
+          26 mov r14, gs:[r15*8+0E0430h]
           2f mov [rsp+r14-8], rax
           34 lea rsp, [rsp-8]
           39 lea r14, [rsp-8]
           3e pext r15, r14, gs:[0B0h]
-          49 xor r14, gs:[r15*8+28430h]
+          49 xor r14, gs:[r15*8+0A0430h]
           52 cmp r14, 0FF8h
           59 ja 000000000000009Eh
-          5f mov r14, gs:[r15*8+38430h]
+          5f mov r14, gs:[r15*8+0E0430h]
           68 mov [rsp+r14-8], rcx
           6d lea rsp, [rsp-8]
           72 xor eax, eax
@@ -1032,10 +1066,10 @@ fn per_access_form_checks_each_access() {
           7a jmp 0FFFFFFFFFFFFFF00h
           7f mov r15d, 65h
           85 jmp 0FFFFFFFFFFFFFF00h
-          8a xor r14, gs:[r15*8+28430h]
+          8a xor r14, gs:[r15*8+0A0430h]
           93 mov r15d, 66h
           99 jmp 0FFFFFFFFFFFFFF00h
-          9e xor r14, gs:[r15*8+28430h]
+          9e xor r14, gs:[r15*8+0A0430h]
           a7 mov r15d, 67h
           ad jmp 0FFFFFFFFFFFFFF00h
         [Interpret { at: 4 }, Stale, Access { at: 0, size: 8, write: true, stack: false, retry: 0 }, Access { at: 1, size: 8, write: true, stack: false, retry: 57 }]
@@ -1086,7 +1120,7 @@ fn comparison_of_registers_is_done_again_behind_a_check() {
             0x48, 0x83, 0xfa, 0x20, 0x48, 0x8b, 0x43, 0x08, 0x77, 0xf6, 0x0f, 0x0b,
         ],
         expect![[r#"
-              17 mov r14, gs:[662000h]
+              17 mov r14, gs:[782000h]
               20 nop
               21 cmp rdx, 20h
               25 lea r14, [rbx+8]
@@ -1094,7 +1128,7 @@ fn comparison_of_registers_is_done_again_behind_a_check() {
               34 xor r14, gs:[r15*8+410h]
               3d cmp r14, 0FF8h
               44 ja 0000000000000078h
-              4a mov r14, gs:[r15*8+18410h]
+              4a mov r14, gs:[r15*8+60410h]
               53 cmp rdx, 20h
               57 mov rax, [rbx+r14+8]
               5c ja 0000000000000017h
@@ -1117,7 +1151,7 @@ fn result_of_a_logical_instruction_is_tested_behind_a_check() {
     check(
         &[0x09, 0xc6, 0x48, 0x8b, 0x04, 0x0b, 0xff, 0xe0],
         expect![[r#"
-              17 mov r14, gs:[662000h]
+              17 mov r14, gs:[782000h]
               20 nop [rax]
               23 or esi, eax
               25 lea r14, [rbx+rcx]
@@ -1125,12 +1159,12 @@ fn result_of_a_logical_instruction_is_tested_behind_a_check() {
               34 xor r14, gs:[r15*8+410h]
               3d cmp r14, 0FF8h
               44 ja 000000000000007Bh
-              4a add r14, gs:[r15*8+10410h]
+              4a add r14, gs:[r15*8+40410h]
               53 test esi, esi
               56 mov rax, [r14]
               59 mov r14, rax
               5c pext r15, r14, gs:[0C0h]
-              67 jmp qword ptr gs:[r15*8+60470h]
+              67 jmp qword ptr gs:[r15*8+180470h]
               70 mov r15d, 64h
               76 jmp 0FFFFFFFFFFFFFF00h
               7b xor r14, gs:[r15*8+410h]
@@ -1151,21 +1185,21 @@ fn two_bases_have_a_shared_check_each() {
             0x31, 0xc0, 0xeb, 0xee,
         ],
         expect![[r#"
-              17 mov r14, gs:[662000h]
+              17 mov r14, gs:[782000h]
               20 mov r14, rbx
               23 pext r15, r14, gs:[0B0h]
-              2e xor r14, gs:[r15*8+8410h]
+              2e xor r14, gs:[r15*8+20410h]
               37 cmp r14, 0FF0h
               3e ja 00000000000000C2h
-              44 mov r15, gs:[r15*8+18410h]
+              44 mov r15, gs:[r15*8+60410h]
               4d mov gs:[108h], r15
               56 mov rax, [rbx+r15]
               5a mov r14, rsi
               5d pext r15, r14, gs:[0B0h]
-              68 xor r14, gs:[r15*8+8410h]
+              68 xor r14, gs:[r15*8+20410h]
               71 cmp r14, 0FF0h
               78 ja 00000000000000D6h
-              7e mov r15, gs:[r15*8+18410h]
+              7e mov r15, gs:[r15*8+60410h]
               87 mov gs:[120h], r15
               90 mov rdx, [rsi+r15]
               94 mov r15, gs:[108h]
@@ -1176,10 +1210,10 @@ fn two_bases_have_a_shared_check_each() {
               b2 jmp 0000000000000017h
               b7 mov r15d, 64h
               bd jmp 0FFFFFFFFFFFFFF00h
-              c2 xor r14, gs:[r15*8+8410h]
+              c2 xor r14, gs:[r15*8+20410h]
               cb mov r15d, 65h
               d1 jmp 0FFFFFFFFFFFFFF00h
-              d6 xor r14, gs:[r15*8+8410h]
+              d6 xor r14, gs:[r15*8+20410h]
               df mov r15d, 66h
               e5 jmp 0FFFFFFFFFFFFFF00h
             [Stale, Group { at: 0, len: 16, write: true, stack: false, retry: 32, patch: 203 }, Group { at: 3, len: 16, write: true, stack: false, retry: 90, patch: 223 }]
@@ -1196,7 +1230,7 @@ fn guest_r14_is_used_where_it_lives() {
             0x01, 0xc6, 0x0f, 0x0b,
         ],
         expect![[r#"
-              17 mov r14, gs:[662000h]
+              17 mov r14, gs:[782000h]
               20 add rax, gs:[70h]
               29 cmp dword ptr gs:[78h], 5
               32 cmp qword ptr gs:[70h], 0
@@ -1219,7 +1253,7 @@ fn repeated_store_with_live_flags_saves_them() {
     check(
         &[0xf3, 0xaa, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[662000h]
+              17 mov r14, gs:[782000h]
               20 mov gs:[0D0h], rax
               29 lahf
               2a seto al
@@ -1231,13 +1265,13 @@ fn repeated_store_with_live_flags_saves_them() {
               56 ja 00000000000000D8h
               5c pext r15, rdi, gs:[0B0h]
               67 mov r14, rdi
-              6a xor r14, gs:[r15*8+8410h]
+              6a xor r14, gs:[r15*8+20410h]
               73 cmp r14, 0FFFh
               7a ja 00000000000000D8h
               80 lea r14, [r14+rcx]
               84 cmp r14, 1000h
               8b ja 00000000000000D8h
-              91 mov r14, gs:[r15*8+18410h]
+              91 mov r14, gs:[r15*8+60410h]
               9a mov rax, gs:[0D8h]
               a3 add al, 7Fh
               a5 sahf
@@ -1268,19 +1302,19 @@ fn the_guests_time_costs_seven_instructions_more_than_the_hosts() {
     check(
         &[0x0f, 0x31, 0xeb, 0xfc],
         expect![[r#"
-          17 mov r14, gs:[662000h]
-          20 rdtsc
-          22 rorx rdx, rdx, 20h
-          28 lea rax, [rax+rdx]
-          2c mov rdx, gs:[660470h]
-          35 lea rax, [rax+rdx]
-          39 rorx rdx, rax, 20h
-          3f mov eax, eax
-          41 mov edx, edx
-          43 jmp 0000000000000017h
-          48 mov r15d, 64h
-          4e jmp 0FFFFFFFFFFFFFF00h
-        [Stale]
-    "#]],
+              17 mov r14, gs:[782000h]
+              20 rdtsc
+              22 rorx rdx, rdx, 20h
+              28 lea rax, [rax+rdx]
+              2c mov rdx, gs:[780470h]
+              35 lea rax, [rax+rdx]
+              39 rorx rdx, rax, 20h
+              3f mov eax, eax
+              41 mov edx, edx
+              43 jmp 0000000000000017h
+              48 mov r15d, 64h
+              4e jmp 0FFFFFFFFFFFFFF00h
+            [Stale]
+        "#]],
     );
 }

@@ -47,6 +47,19 @@ impl Bits {
         }
     }
 
+    /// Calls `f` for each number, ascending.
+    #[inline]
+    pub(super) fn each(&self, mut f: impl FnMut(usize)) {
+        for (s, summary) in self.summary.iter().enumerate() {
+            for w in ones(*summary) {
+                let w = s * 64 + w;
+                for i in ones(self.words[w]) {
+                    f(w * 64 + i);
+                }
+            }
+        }
+    }
+
     pub(super) fn clear(&mut self) {
         self.drain(|_| {});
     }
@@ -85,9 +98,10 @@ mod tests {
                 }
                 prop_assert_eq!(bits.contains(i), model.contains(&i));
             }
-            let mut drained = Vec::new();
+            let (mut seen, mut drained) = (Vec::new(), Vec::new());
+            bits.each(|i| seen.push(i));
             bits.drain(|i| drained.push(i));
-            prop_assert!(drained.iter().eq(&model));
+            prop_assert!(seen.iter().eq(&model) && drained.iter().eq(&model));
         }
     }
 }

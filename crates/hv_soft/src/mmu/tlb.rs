@@ -2,7 +2,8 @@
 //!
 //! Invariant: an entry is in the fill bitmaps of its mode if, and only if, its
 //! mapping is not global, so that a load of CR3 costs what was used since the last
-//! one. A page with translated code in it has no write tag, in any mode.
+//! one; every entry with a page in it is in the other one, as nothing may look at all
+//! of them. A page with translated code in it has no write tag, in any mode.
 
 use translator::context::{
     Context, JUMP_CACHE_ENTRIES, JumpCache, MODES, Mode, TLB_ENTRIES, Tlb, USER_ACCESS_JUMP_ENTRIES,
@@ -23,6 +24,8 @@ const NO_STACK: u64 = 1 << 63;
 pub(crate) struct Fills {
     /// TLB entries that are not global.
     tlb: [Bits; MODES],
+    /// TLB entries that may hold anything.
+    held: [Bits; MODES],
     /// Jump cache chunks that hold anything.
     used: [Bits; MODES],
     /// Chunks that may hold something not global.
@@ -51,6 +54,7 @@ impl Fills {
         let entries = |mode: Mode| vec![0; mode.jump_entries() / CHUNK].into_boxed_slice();
         Self {
             tlb: Mode::ALL.map(|_| Bits::new(TLB_ENTRIES)),
+            held: Mode::ALL.map(|_| Bits::new(TLB_ENTRIES)),
             used: Mode::ALL.map(chunks),
             local: Mode::ALL.map(chunks),
             local_entries: Mode::ALL.map(entries),
@@ -77,14 +81,9 @@ fn clear_stack(tlb: &mut Tlb) {
     tlb.stack_addend = 0;
 }
 
-fn clear_tlb(tlb: &mut Tlb) {
-    for i in 0..TLB_ENTRIES {
-        tlb.read_tag[i] = empty_tag(i);
-        tlb.write_tag[i] = empty_tag(i);
-        tlb.host[i] = 0;
-        tlb.addend[i] = 0;
-    }
-    clear_stack(tlb);
+fn clear_entry(tlb: &mut Tlb, index: usize) {
+    tlb.read_tag[index] = empty_tag(index);
+    tlb.write_tag[index] = empty_tag(index);
 }
 
 fn clear_chunks(cache: &mut JumpCache, chunks: &mut Bits, miss: u64) {
@@ -100,7 +99,9 @@ pub(crate) fn initialize(context: &mut Context, miss: u64) {
     context.rflags = 2;
     crate::crossing::initialize(context);
     for mode in Mode::ALL {
-        clear_tlb(&mut context.tlb[mode as usize]);
+        let tlb = &mut context.tlb[mode as usize];
+        (0..TLB_ENTRIES).for_each(|index| clear_entry(tlb, index));
+        clear_stack(tlb);
         context.jumps[mode as usize].code[..mode.jump_entries()].fill(miss);
     }
 }
@@ -123,6 +124,7 @@ impl Cpu {
 
     fn set_entry(&mut self, mode: usize, page: u64, host: u64, writable: bool) {
         let index = tlb_index(page);
+        self.fills.held[mode].set(index);
         let tlb = &mut self.context.tlb[mode];
         if tlb.read_tag[index] != page {
             tlb.write_tag[index] = empty_tag(index);
@@ -216,7 +218,9 @@ impl Cpu {
     pub(crate) fn flush_all(&mut self) {
         self.stats.flushes += 1;
         for mode in Mode::ALL.map(|mode| mode as usize) {
-            clear_tlb(&mut self.context.tlb[mode]);
+            let tlb = &mut self.context.tlb[mode];
+            self.fills.held[mode].drain(|index| clear_entry(tlb, index));
+            clear_stack(tlb);
             self.fills.tlb[mode].clear();
         }
         self.flush_jumps();
@@ -257,8 +261,7 @@ impl Cpu {
                     let writable = tlb.write_tag[index] == at;
                     page(Page::new(at, tlb.host[index], writable, mode));
                 }
-                tlb.read_tag[index] = empty;
-                tlb.write_tag[index] = empty;
+                clear_entry(tlb, index);
             });
             clear_stack(tlb);
             let code = &mut self.context.jumps[mode].code;
@@ -321,11 +324,11 @@ impl Cpu {
         let host = self.ram.host(page << 12);
         for mode in Mode::ALL {
             let tlb = &mut self.context.tlb[mode as usize];
-            for index in 0..TLB_ENTRIES {
+            self.fills.held[mode as usize].each(|index| {
                 if tlb.host[index] == host {
                     tlb.write_tag[index] = empty_tag(index);
                 }
-            }
+            });
             if tlb.stack_host == host {
                 clear_stack(tlb);
             }
@@ -337,9 +340,7 @@ impl Cpu {
     pub(crate) fn record_writes(&mut self) {
         for mode in Mode::ALL {
             let tlb = &mut self.context.tlb[mode as usize];
-            for index in 0..TLB_ENTRIES {
-                tlb.write_tag[index] = empty_tag(index);
-            }
+            self.fills.held[mode as usize].each(|index| tlb.write_tag[index] = empty_tag(index));
             clear_stack(tlb);
         }
         let mut written = std::mem::take(&mut self.written);

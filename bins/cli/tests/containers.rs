@@ -322,6 +322,8 @@ fn the_engine_says_what_it_did_when_it_is_asked_to() {
         r#""mode":"user""#,
         r#""event":"counts","instructions":{"kernel":"#,
         r#""event":"hot","exit":"#,
+        r#""event":"samples","translated":"#,
+        r#""event":"busy","rip":"0xffffffff8"#,
     ] {
         assert!(text.contains(part), "no {part}");
     }

@@ -54,7 +54,8 @@ impl Cpu {
         let host = |doing| move |source| Error::Host { doing, source };
         let code = self.blocks.buf.span();
         let exit_thunk = self.blocks.thunks.exit;
-        let armed = Armed::new(&mut self.context, bell, code, exit_thunk)
+        let samples = self.watch.trace.as_ref().map(|trace| trace.samples());
+        let armed = Armed::new(&mut self.context, bell, code, exit_thunk, samples)
             .map_err(host("arm the signal handlers"))?;
         let fpu = self.fpu.clone();
         self.load_xmm(&fpu);

@@ -5,6 +5,7 @@
 //!   pc in the code cache ──▶ note it in the context, continue at the exit thunk
 //!   pc anywhere else ──────▶ whoever handled it before us
 //! timer signal ──▶ request TIMER, close the poll page
+//! the same, of the timer for samples ──▶ note pc; close the poll page now and then
 //! SIGSYS ──▶ whoever forbade a system call; its handler must be SA_ONSTACK
 //! ```
 //!
@@ -20,13 +21,14 @@ use std::cell::Cell;
 use std::fmt::Write as _;
 use std::io;
 use std::ptr;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use translator::block::FAULT_EXIT;
 
 use crate::doorbell::{Doorbell, TIMER};
 use crate::enter::ContextBox;
 use crate::report::{FaultDetails, Words};
+use crate::samples::{PERIOD_NANOSECONDS, Samples};
 
 const FAULTS: [i32; 5] = [
     libc::SIGSEGV,
@@ -36,6 +38,8 @@ const FAULTS: [i32; 5] = [
     libc::SIGTRAP,
 ];
 const STACK_LEN: usize = 64 << 10;
+/// What the signal of the timer for samples carries; that of the other carries 0.
+const SAMPLING: usize = 1;
 
 /// What the handlers need to know of the vCPU on this thread.
 struct Running {
@@ -46,6 +50,8 @@ struct Running {
     doorbell: *const Doorbell,
     /// Of the last fault in translated code.
     details: Cell<FaultDetails>,
+    /// Where samples go, if they are wanted.
+    samples: Option<Arc<Samples>>,
 }
 
 thread_local! {
@@ -102,7 +108,53 @@ pub(crate) struct Armed {
     mask: libc::sigset_t,
     stack: Vec<u8>,
     outer_stack: libc::stack_t,
-    timer: libc::timer_t,
+    timer: Timer,
+    /// Deleted with the rest.
+    _sampling: Option<Timer>,
+}
+
+/// A timer that signals the thread that made it.
+struct Timer(libc::timer_t);
+
+impl Timer {
+    /// Its signals carry `value`.
+    fn new(clock: libc::clockid_t, value: usize) -> io::Result<Self> {
+        let mut timer: libc::timer_t = ptr::null_mut();
+        // SAFETY: all-zero bytes are a valid sigevent; pointers are to live values.
+        unsafe {
+            let mut event: libc::sigevent = std::mem::zeroed();
+            event.sigev_notify = libc::SIGEV_THREAD_ID;
+            event.sigev_signo = timer_signal();
+            event.sigev_value.sival_ptr = ptr::without_provenance_mut(value);
+            event.sigev_notify_thread_id = libc::gettid();
+            if libc::timer_create(clock, &mut event, &mut timer) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(Self(timer))
+    }
+
+    /// Once in `nanoseconds`, then after `period` again and again unless it is 0.
+    fn set(&self, nanoseconds: u64, period: u64) {
+        let timespec = |nanoseconds: u64| libc::timespec {
+            tv_sec: (nanoseconds / 1_000_000_000) as i64,
+            tv_nsec: (nanoseconds % 1_000_000_000) as i64,
+        };
+        let value = libc::itimerspec {
+            it_interval: timespec(period),
+            it_value: timespec(nanoseconds),
+        };
+        // SAFETY: the timer is ours; `value` is read.
+        unsafe { libc::timer_settime(self.0, 0, &value, ptr::null_mut()) };
+    }
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        // SAFETY: the timer is ours. A signal that is still pending finds RUNNING reset,
+        // or another run, which it makes look once for nothing.
+        unsafe { libc::timer_delete(self.0) };
+    }
 }
 
 impl Armed {
@@ -113,10 +165,16 @@ impl Armed {
         doorbell: &Doorbell,
         code: (u64, u64),
         exit_thunk: u64,
+        samples: Option<Arc<Samples>>,
     ) -> io::Result<Self> {
         install()?;
         let poll = context.poll_page();
         let context = &raw mut **context;
+        let timer = Timer::new(libc::CLOCK_MONOTONIC, 0)?;
+        let sampling = match &samples {
+            Some(_) => Some(Timer::new(libc::CLOCK_THREAD_CPUTIME_ID, SAMPLING)?),
+            None => None,
+        };
         let running = Box::new(Running {
             code,
             exit_thunk,
@@ -124,6 +182,7 @@ impl Armed {
             context,
             doorbell,
             details: Cell::default(),
+            samples,
         });
         let mut stack = vec![0u8; STACK_LEN];
         let new = libc::stack_t {
@@ -132,24 +191,15 @@ impl Armed {
             ss_size: STACK_LEN,
         };
         // SAFETY: all-zero bytes are valid values of these plain C structures.
-        let (mut outer_stack, mut mask, mut blocked, mut event): (
+        let (mut outer_stack, mut mask, mut blocked): (
             libc::stack_t,
             libc::sigset_t,
             libc::sigset_t,
-            libc::sigevent,
         ) = unsafe { std::mem::zeroed() };
-        let mut timer: libc::timer_t = ptr::null_mut();
-        event.sigev_notify = libc::SIGEV_THREAD_ID;
-        event.sigev_signo = timer_signal();
-        // SAFETY: no memory is involved.
-        event.sigev_notify_thread_id = unsafe { libc::gettid() };
         let outer = RUNNING.get();
         // SAFETY: pointers are to live values of the right type; the new signal
         // stack lives until `drop` has put the old one back.
         unsafe {
-            if libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, &mut timer) != 0 {
-                return Err(io::Error::last_os_error());
-            }
             libc::sigfillset(&mut blocked);
             for signal in FAULTS.into_iter().chain([timer_signal(), libc::SIGSYS]) {
                 libc::sigdelset(&mut blocked, signal);
@@ -158,6 +208,9 @@ impl Armed {
             RUNNING.set(&raw const *running);
             libc::pthread_sigmask(libc::SIG_SETMASK, &blocked, &mut mask);
         }
+        if let Some(sampling) = &sampling {
+            sampling.set(PERIOD_NANOSECONDS, PERIOD_NANOSECONDS);
+        }
         Ok(Self {
             running,
             outer,
@@ -165,6 +218,7 @@ impl Armed {
             stack,
             outer_stack,
             timer,
+            _sampling: sampling,
         })
     }
 
@@ -175,19 +229,7 @@ impl Armed {
 
     /// Has the timer ring the doorbell in `nanoseconds` (at least one).
     pub(crate) fn set_timer(&self, nanoseconds: u64) {
-        let nanoseconds = nanoseconds.max(1);
-        let value = libc::itimerspec {
-            it_interval: libc::timespec {
-                tv_sec: 0,
-                tv_nsec: 0,
-            },
-            it_value: libc::timespec {
-                tv_sec: (nanoseconds / 1_000_000_000) as i64,
-                tv_nsec: (nanoseconds % 1_000_000_000) as i64,
-            },
-        };
-        // SAFETY: the timer is ours; `value` is read.
-        unsafe { libc::timer_settime(self.timer, 0, &value, ptr::null_mut()) };
+        self.timer.set(nanoseconds.max(1), 0);
     }
 }
 
@@ -196,10 +238,9 @@ impl Drop for Armed {
         debug_assert_eq!(self.stack.len(), STACK_LEN);
         debug_assert!(ptr::eq(RUNNING.get(), &raw const *self.running));
         // SAFETY: undoes `new` in reverse order on the same thread (raw pointers
-        // make `self` not Send). A timer signal that is still pending finds
-        // RUNNING reset, and its handler ignores it.
+        // make `self` not Send). Signals of the timers, which go last, find RUNNING
+        // reset, and their handler ignores them.
         unsafe {
-            libc::timer_delete(self.timer);
             RUNNING.set(self.outer);
             libc::pthread_sigmask(libc::SIG_SETMASK, &self.mask, ptr::null_mut());
             libc::sigaltstack(&self.outer_stack, ptr::null_mut());
@@ -257,15 +298,31 @@ pub(crate) fn install() -> io::Result<()> {
 }
 
 /// Async-signal-safe.
-extern "C" fn on_timer(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+extern "C" fn on_timer(_: i32, info: *mut libc::siginfo_t, ucontext: *mut libc::c_void) {
     let running = RUNNING.get();
     if running.is_null() {
         return;
     }
-    // SAFETY: see `runs_here`; the doorbell lives as long as the run.
+    // SAFETY: see `runs_here`; the doorbell lives as long as the run. The kernel passes
+    // valid pointers for SA_SIGINFO handlers, and a timer's signal has a value.
     unsafe {
-        (*(*running).doorbell).note(TIMER);
-        protect((*running).poll, false);
+        let running = &*running;
+        if (*info).si_value().sival_ptr.addr() != SAMPLING {
+            (*running.doorbell).note(TIMER);
+            return protect(running.poll, false);
+        }
+        let Some(samples) = &running.samples else {
+            return;
+        };
+        let registers = &(*ucontext.cast::<libc::ucontext_t>()).uc_mcontext.gregs;
+        let pc = registers[libc::REG_RIP as usize] as u64;
+        if pc < running.code.0 || pc >= running.code.1 {
+            samples.note_elsewhere();
+        } else if samples.note(pc) {
+            // Code that never leaves by itself does so at its next block head. Nothing is
+            // requested: the page opens with that fault.
+            protect(running.poll, false);
+        }
     }
 }
 

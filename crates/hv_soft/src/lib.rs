@@ -8,7 +8,7 @@
 //!            ├─ mmu (walk, tlb, access)
 //!            ├─ interp (what is not translated), exceptions, msr, cpuid
 //!            ├─ interrupts ─▶ apic (local, ioapic), clock, doorbell
-//!            └─ watch (counters), trace, report: what engineers see
+//!            └─ watch (counters), trace, samples, report: what engineers see
 //! ```
 //!
 //! Unsafe code is in `codebuf` (the code cache), `enter` (into translated code and
@@ -54,6 +54,7 @@ mod peers;
 mod recall;
 mod report;
 mod rest;
+mod samples;
 mod startup;
 mod state;
 mod stats;

@@ -8,15 +8,20 @@
 //! {"us":9800,"vcpu":0,"event":"flush"}
 //! {"us":100031,"vcpu":0,"event":"counts","exits":{"link":812,…},"translations":…}
 //! {"us":402113,"vcpu":0,"event":"hot","exit":"access","rip":"0xffff…","mode":"kernel","count":8123}
+//! {"us":402114,"vcpu":0,"event":"samples","translated":71,"engine":24}
+//! {"us":402114,"vcpu":0,"event":"busy","rip":"0xffff…","mode":"kernel","samples":23,"share":0.242}
 //! ```
 //!
-//! `counts` says what was counted since the one before. `hot` lines come at the end:
-//! [`HOT_LINES`] places that left translated code most often.
+//! `counts` says what was counted since the one before. The others come at the end:
+//! [`HOT_LINES`] places that left translated code most often, and as many blocks that ran
+//! when a timer looked.
 //!
 //! Invariant: a line is never torn by another vCPU's; memory is bounded.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::hash::Hash;
 use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -25,6 +30,7 @@ use translator::block::{Block, Exit, FAULT_EXIT, INDIRECT_EXIT, Kind, Request};
 use translator::context::Mode;
 
 use crate::cpu::Cpu;
+use crate::samples::Samples;
 use crate::stats::EngineStats;
 
 /// Lines are written once there are so many bytes of them, or after [`TICK`].
@@ -33,7 +39,7 @@ const BUFFER_BYTES: usize = 64 << 10;
 const TICK: Duration = Duration::from_millis(100);
 /// Different places that are counted; more are in `counts` only.
 const PLACES_MAX: usize = 1 << 16;
-/// `hot` lines of a vCPU.
+/// `hot` lines of a vCPU, and `busy` lines.
 const HOT_LINES: usize = 100;
 
 /// Where a machine's trace goes. What cannot be written is lost.
@@ -61,12 +67,17 @@ impl std::fmt::Debug for EngineTrace {
 /// What left translated code: why, at which guest address, in which mode.
 type Place = (&'static str, u64, &'static str);
 
+/// A block: its guest address and mode.
+type Ran = (u64, &'static str);
+
 /// A vCPU's trace.
 pub(crate) struct Trace {
     to: Arc<EngineTrace>,
     vcpu: u32,
     lines: String,
     places: HashMap<Place, u64>,
+    samples: Arc<Samples>,
+    ran: HashMap<Ran, u64>,
     told: EngineStats,
     told_at: Instant,
 }
@@ -78,9 +89,16 @@ impl Trace {
             vcpu,
             lines: String::with_capacity(BUFFER_BYTES + 4096),
             places: HashMap::new(),
+            samples: Arc::default(),
+            ran: HashMap::new(),
             told: EngineStats::default(),
             told_at: Instant::now(),
         }
+    }
+
+    /// Where the timer's handler leaves what it saw.
+    pub(crate) fn samples(&self) -> Arc<Samples> {
+        Arc::clone(&self.samples)
     }
 
     fn line(&mut self, event: &str, rest: std::fmt::Arguments<'_>) {
@@ -142,11 +160,7 @@ impl Trace {
     }
 
     fn left(&mut self, place: Place) {
-        if let Some(count) = self.places.get_mut(&place) {
-            *count += 1;
-        } else if self.places.len() < PLACES_MAX {
-            self.places.insert(place, 1);
-        }
+        count(&mut self.places, place);
     }
 
     /// Time passed.
@@ -216,9 +230,7 @@ impl Trace {
     /// The vCPU is gone.
     pub(crate) fn end(&mut self, stats: &EngineStats) {
         self.counts(stats);
-        let mut places: Vec<_> = std::mem::take(&mut self.places).into_iter().collect();
-        places.sort_unstable_by_key(|(place, count)| (std::cmp::Reverse(*count), *place));
-        for ((exit, rip, mode), count) in places.into_iter().take(HOT_LINES) {
+        for ((exit, rip, mode), count) in most(&mut self.places) {
             self.line(
                 "hot",
                 format_args!(
@@ -226,14 +238,59 @@ impl Trace {
                 ),
             );
         }
+        let (translated, engine) = self.samples.counts();
+        self.line(
+            "samples",
+            format_args!(r#","translated":{translated},"engine":{engine}"#),
+        );
+        for ((rip, mode), count) in most(&mut self.ran) {
+            let share = count as f64 / (translated + engine) as f64;
+            self.line(
+                "busy",
+                format_args!(
+                    r#","rip":"{rip:#x}","mode":"{mode}","samples":{count},"share":{share:.3}"#
+                ),
+            );
+        }
         self.write();
     }
 }
 
+/// Counts a place, unless there are too many.
+fn count<K: Eq + Hash>(counts: &mut HashMap<K, u64>, place: K) {
+    if let Some(count) = counts.get_mut(&place) {
+        *count += 1;
+    } else if counts.len() < PLACES_MAX {
+        counts.insert(place, 1);
+    }
+}
+
+/// Takes the places with the highest counts, in their order.
+fn most<K: Ord + Copy>(counts: &mut HashMap<K, u64>) -> impl Iterator<Item = (K, u64)> + use<K> {
+    let mut all: Vec<_> = counts.drain().collect();
+    all.sort_unstable_by_key(|(place, count)| (Reverse(*count), *place));
+    all.into_iter().take(HOT_LINES)
+}
+
 impl Cpu {
+    /// Finds the blocks that the timer interrupted. Before blocks are flushed.
+    pub(crate) fn take_samples(&mut self) {
+        let Some(trace) = &mut self.watch.trace else {
+            return;
+        };
+        while let Some(pc) = trace.samples.next() {
+            // Stubs that all blocks share are none.
+            if let Some((id, _)) = self.blocks.instruction_at(pc) {
+                let record = self.blocks.record(id);
+                count(&mut trace.ran, (record.va, mode_name(record.mode())));
+            }
+        }
+    }
+
     /// Translated code was left through exit `number`, which nobody handled yet.
     #[cold]
     pub(crate) fn trace_exit(&mut self, number: u32) {
+        self.take_samples();
         let mode = mode_name(self.mode());
         let place = match number {
             INDIRECT_EXIT => ("indirect", self.context.scratch[0], mode),

@@ -289,6 +289,8 @@ impl Cpu {
 
     /// Drops every translation. Only between blocks: the caller goes on by lookup.
     pub(crate) fn flush_code(&mut self) {
+        // Addresses mean nothing any more behind this.
+        self.take_samples();
         self.stats.code_flushes += 1;
         if let Some(trace) = &mut self.watch.trace {
             trace.flush();

@@ -63,6 +63,54 @@ fn stores_into_code_and_pages_that_are_dropped_are_in_the_trace() {
 }
 
 #[test]
+fn the_block_that_runs_most_leads_the_traces_profile() {
+    let written = Written::default();
+    let trace = Arc::new(EngineTrace::new(written.clone()));
+    let mut machine = Machine::on(SoftHypervisor::default().traced(trace));
+    machine.code(|asm| {
+        let (mut cold, mut hot) = (asm.create_label(), asm.create_label());
+        for (label, count) in [(&mut cold, 40_000_000), (&mut hot, 800_000_000)] {
+            asm.mov(ecx, count).unwrap();
+            asm.jmp(*label).unwrap();
+            asm.set_label(label).unwrap();
+            asm.dec(ecx).unwrap();
+            asm.jne(*label).unwrap();
+        }
+        asm.out(i32::from(STOP), al).unwrap();
+    });
+    machine.run_to_stop();
+    drop(machine);
+    let text = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+    let field = |line: &str, name: &str| -> f64 {
+        let (_, rest) = line.split_once(&format!(r#""{name}":"#)).unwrap();
+        rest.split([',', '}']).next().unwrap().parse().unwrap()
+    };
+    let of = |event: &str| -> Vec<&str> {
+        let event = format!(r#""event":"{event}""#);
+        text.lines().filter(|line| line.contains(&event)).collect()
+    };
+    let [all] = of("samples")[..] else {
+        panic!("{text}");
+    };
+    let total = field(all, "translated") + field(all, "engine");
+    let busy = of("busy");
+    // mov ecx, N; jmp $+2; dec ecx; jne: eleven bytes, twice.
+    assert!(
+        busy[0].contains(r#""rip":"0x10012","mode":"kernel""#),
+        "{busy:?}"
+    );
+    let share = field(busy[0], "share");
+    assert!((0.75..=1.0).contains(&share), "{all} {busy:?}");
+    assert!((field(busy[0], "samples") / total - share).abs() < 0.001);
+    // A loop that never leaves by itself is asked to before samples are lost.
+    let found: f64 = busy.iter().map(|line| field(line, "samples")).sum();
+    assert!(
+        found > 30.0 && found + 3.0 >= field(all, "translated"),
+        "{all} {busy:?}"
+    );
+}
+
+#[test]
 fn counters_are_those_of_all_vcpus() {
     let counters = Arc::new(Counters::default());
     let mut machine = Machine::on(SoftHypervisor::default().counted(Arc::clone(&counters)));

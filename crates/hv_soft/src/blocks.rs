@@ -119,6 +119,16 @@ impl Record {
     }
 }
 
+/// A bit for each 64-byte line of a page that `len` bytes from `at` on touch in it.
+fn lines(at: u64, len: u64) -> u64 {
+    let Some(behind) = len.checked_sub(1) else {
+        return 0;
+    };
+    let first = (at & 0xfff) / 64;
+    let last = ((at & 0xfff) + behind).min(0xfff) / 64;
+    u64::MAX << first & u64::MAX >> (63 - last)
+}
+
 /// What names a translation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Key {
@@ -162,6 +172,9 @@ pub(crate) struct Blocks {
     page_heads: Vec<Id>,
     /// Records that run into a page.
     seconds: HashMap<u32, Vec<Id>>,
+    /// Which 64-byte lines of a page a record, live or dead, was made from: most stores
+    /// of a kernel that patches itself hit none, and need no walk of the page's list.
+    lines: Vec<u64>,
     code: PageSet,
     /// Stores into code pages that hit no translation, by page: how many more
     /// until the page is dropped.
@@ -187,6 +200,7 @@ impl Blocks {
             owners: Vec::new(),
             heads: vec![0; HASH_HEADS],
             page_heads: vec![0; pages],
+            lines: vec![0; pages],
             seconds: HashMap::new(),
             code: PageSet::new(pages),
             near_misses: HashMap::new(),
@@ -286,7 +300,13 @@ impl Blocks {
         });
         self.heads[hash] = id + 1;
         *page_head = id + 1;
+        let len = u64::from(block.guest_len);
+        let first = (4096 - (key.va & 0xfff)).min(len);
+        self.lines[key.page as usize] |= lines(key.va, first);
         if let Some(second) = second {
+            if let Some(there) = self.lines.get_mut(second as usize) {
+                *there |= lines(0, len - first);
+            }
             self.seconds.entry(second).or_default().push(id);
         }
         self.exits.extend_from_slice(&block.exits);
@@ -399,6 +419,9 @@ impl Blocks {
                 next = self.records[id as usize].next_in_page;
             }
         }
+        if let Some(lines) = self.lines.get_mut(page as usize) {
+            *lines = 0;
+        }
         self.code.unset(u64::from(page));
         self.near_misses.remove(&page);
         ids
@@ -408,6 +431,10 @@ impl Blocks {
     /// which would only grow where code is patched again and again.
     pub(crate) fn hit(&mut self, pa: u64, len: u64) -> Vec<Id> {
         let page = (pa >> 12) as u32;
+        let there = self.lines.get(page as usize).copied().unwrap_or(0);
+        if there & lines(pa, len) == 0 {
+            return Vec::new();
+        }
         let Self {
             records,
             page_heads,
@@ -500,7 +527,12 @@ impl Blocks {
         self.group_failures.clear();
         self.buf.rewind(self.first_place);
         let mut pages = Vec::new();
-        self.code.drain(|page| pages.push(page));
+        self.code.drain(|page| {
+            if let Some(lines) = self.lines.get_mut(page as usize) {
+                *lines = 0;
+            }
+            pages.push(page);
+        });
         pages
     }
 
@@ -511,5 +543,25 @@ impl Blocks {
         self.positions = Vec::new();
         self.owners = Vec::new();
         self.buf.release();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::lines;
+
+    #[test]
+    fn a_range_touches_the_lines_of_its_first_and_last_byte_and_all_between() {
+        for (at, len) in [(0, 1), (63, 1), (63, 2), (5, 200), (0xfff, 1), (0, 4096)] {
+            let touched = (0..64).filter(|line| at < (line + 1) * 64 && line * 64 < at + len);
+            let wanted = touched.fold(0, |bits, line| bits | 1 << line);
+            assert_eq!(lines(0xffff_8000_0000 + at, len), wanted, "{at:#x} {len}");
+        }
+        assert_eq!(lines(0x1234, 0), 0);
+        assert_eq!(
+            lines(0xff0, 0x100),
+            1 << 63,
+            "what is in the next page is its own"
+        );
     }
 }

@@ -15,6 +15,9 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 /// Pages are made present this many bytes at a time: one call instead of a
 /// fault for each.
 const STEP: usize = 256 << 10;
+/// Most of the writable view that stays present behind the last step. A boot patches
+/// what it placed before, so that each page that goes may have to come again.
+const WRITABLE_BEHIND_MAX: usize = 2 << 20;
 
 /// A code cache of a fixed size.
 pub(crate) struct CodeBuf {
@@ -24,6 +27,8 @@ pub(crate) struct CodeBuf {
     len: usize,
     used: usize,
     present: usize,
+    /// The writable view was dropped up to here.
+    dropped: usize,
 }
 
 impl CodeBuf {
@@ -56,6 +61,7 @@ impl CodeBuf {
             len,
             used: 0,
             present: 0,
+            dropped: 0,
         })
     }
 
@@ -153,6 +159,7 @@ impl CodeBuf {
 
     /// Returns the memory behind what is used to the host.
     pub(crate) fn release(&mut self) {
+        self.drop_writable(self.used / STEP * STEP);
         let from = self.used.next_multiple_of(STEP).min(self.present);
         let len = self.present - from;
         if len == 0 {
@@ -164,17 +171,16 @@ impl CodeBuf {
             unsafe { libc::madvise((self.write + from) as *mut _, len, libc::MADV_REMOVE) };
         if removed == 0 {
             self.present = from;
+            self.dropped = self.dropped.min(from);
         }
     }
 
     /// Both views present up to the step that holds `end`. The writable view
-    /// of older steps is dropped: it is hardly needed again, and would count
-    /// the same memory twice.
+    /// of older steps is dropped now and then: it would count the same memory twice.
     fn make_present(&mut self, end: usize) {
         let to = end.next_multiple_of(STEP).min(self.len);
         let (from, len) = (self.present, to - self.present);
-        // SAFETY: from..to lies in both views; populating changes no content, and
-        // MADV_DONTNEED on a shared file mapping only drops page table entries.
+        // SAFETY: from..to lies in both views; populating changes no content.
         unsafe {
             // Failure only means that pages fault in one by one.
             libc::madvise(
@@ -183,11 +189,19 @@ impl CodeBuf {
                 libc::MADV_POPULATE_WRITE,
             );
             libc::madvise((self.run + from) as *mut _, len, libc::MADV_POPULATE_READ);
-            if from > STEP {
-                libc::madvise(self.write as *mut _, from - STEP, libc::MADV_DONTNEED);
-            }
         }
         self.present = to;
+        if from - self.dropped.min(from) >= WRITABLE_BEHIND_MAX {
+            self.drop_writable(from - STEP);
+        }
+    }
+
+    /// Takes the writable view of what is before `end` out of this process.
+    fn drop_writable(&mut self, end: usize) {
+        // SAFETY: 0..end lies in the view; MADV_DONTNEED on a shared file mapping only
+        // drops page table entries.
+        unsafe { libc::madvise(self.write as *mut _, end, libc::MADV_DONTNEED) };
+        self.dropped = end;
     }
 }
 

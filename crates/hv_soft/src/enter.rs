@@ -35,9 +35,21 @@ impl Fpu {
 }
 
 /// The context, zeroed, page-aligned, at one place for its whole life.
+///
+/// The kernel's and the user's jump cache, which are written whole at once and looked
+/// into at random, are in huge pages where the host has some: two faults instead of
+/// a thousand, and no walk of the host's page tables for a jump.
 pub(crate) struct ContextBox {
     at: NonNull<Context>,
 }
+
+/// Of the host.
+const HUGE_PAGE: usize = 2 << 20;
+/// Pages of the TLBs and jump caches that are written at once.
+const TABLES: std::ops::Range<usize> =
+    offset_of!(Context, tlb) & !0xfff..offset_of!(Context, jumps) & !0xfff;
+const JUMPS: std::ops::Range<usize> = TABLES.end..TABLES.end + 2 * HUGE_PAGE;
+const _: () = assert!(2 * size_of::<translator::context::JumpCache>() == JUMPS.end - JUMPS.start);
 
 // SAFETY: the box owns its memory; other threads only get the poll page's
 // address, to change its protection.
@@ -49,7 +61,7 @@ impl ContextBox {
         let at = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
-                size_of::<Context>(),
+                size_of::<Context>() + HUGE_PAGE,
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
                 -1,
@@ -59,9 +71,28 @@ impl ContextBox {
         if at == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the mapping is fresh; the advice changes no content.
-        unsafe { libc::madvise(at, size_of::<Context>(), libc::MADV_DONTDUMP) };
-        let at = NonNull::new(at.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        let mapped = at as usize;
+        let start = (mapped + JUMPS.start).next_multiple_of(HUGE_PAGE) - JUMPS.start;
+        let end = start + size_of::<Context>();
+        let advise = |range: std::ops::Range<usize>, advice| {
+            // SAFETY: the range lies in the mapping, which is fresh; no advice given
+            // here changes its content. Failure only costs faults.
+            unsafe { libc::madvise((start + range.start) as *mut _, range.len(), advice) };
+        };
+        // SAFETY: both pieces are the mapping's, before and behind the context, and
+        // nobody knows of them yet.
+        unsafe {
+            if start > mapped {
+                libc::munmap(at, start - mapped);
+            }
+            if mapped + HUGE_PAGE > start {
+                libc::munmap(end as *mut _, mapped + HUGE_PAGE - start);
+            }
+        }
+        advise(0..size_of::<Context>(), libc::MADV_DONTDUMP);
+        advise(JUMPS, libc::MADV_HUGEPAGE);
+        advise(TABLES.start..JUMPS.end, libc::MADV_POPULATE_WRITE);
+        let at = NonNull::new(start as *mut Context).ok_or(io::ErrorKind::OutOfMemory)?;
         Ok(Self { at })
     }
 

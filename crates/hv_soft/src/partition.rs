@@ -245,6 +245,7 @@ fn new_cpu(
         translating: Some(Box::new(Translating {
             translator,
             block: translator::Block::default(),
+            guest: Vec::new(),
             pool: Vec::new(),
         })),
         apic: LocalApic::new(id, clock.clone()),

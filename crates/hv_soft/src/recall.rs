@@ -9,28 +9,29 @@ use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 
 use translations::{Key, Translations};
-use translator::block::{GuestCode, Refused, Request};
+use translator::block::{Refused, Request};
 use translator::{Placing, relocation};
 
 use crate::cpu::Cpu;
 use crate::translate::{Fetch, Translating};
 
-/// Six instructions at most are looked at outside of a block's own pages.
+/// Bytes that are compared at a time: most blocks are shorter.
 const CHUNK: usize = 128;
 
 impl Fetch<'_> {
-    /// Whether guest memory holds `bytes` at `va`, for an instruction fetch. What it
-    /// looks at of the block's own pages stays in the copies, as with a translation.
+    /// Whether guest memory holds `bytes` at `va`, for an instruction fetch. A block is
+    /// some 34 bytes: no page is copied for them, as it is for a translation.
     fn holds(&self, mut va: u64, mut bytes: &[u8]) -> bool {
         while !bytes.is_empty() {
             let in_page = 4096 - (va & 0xfff) as usize;
             let (now, rest) = bytes.split_at(bytes.len().min(in_page));
-            let same = if self.own(va) {
-                self.tail(va).is_some_and(|tail| tail.starts_with(now))
-            } else {
-                self.elsewhere_holds(va, now)
+            let Some(page) = self.page_of(va) else {
+                return false;
             };
-            if !same {
+            if self.own(va) {
+                self.watch(page);
+            }
+            if !self.memory_holds(u64::from(page) << 12 | va & 0xfff, now) {
                 return false;
             }
             va = va.wrapping_add(now.len() as u64);
@@ -39,13 +40,16 @@ impl Fetch<'_> {
         true
     }
 
-    /// As `holds`, within another page.
-    fn elsewhere_holds(&self, va: u64, bytes: &[u8]) -> bool {
+    /// As `holds`, by guest-physical address, within a page.
+    fn memory_holds(&self, pa: u64, bytes: &[u8]) -> bool {
         let mut chunk = [0; CHUNK];
-        let (Some(page), Some(read)) = (self.page_of(va), chunk.get_mut(..bytes.len())) else {
-            return false;
-        };
-        self.ram.read(u64::from(page) << 12 | va & 0xfff, read) && read == bytes
+        (pa..)
+            .step_by(CHUNK)
+            .zip(bytes.chunks(CHUNK))
+            .all(|(pa, bytes)| {
+                let read = &mut chunk[..bytes.len()];
+                self.ram.read(pa, read) && read == bytes
+            })
     }
 }
 
@@ -74,8 +78,8 @@ impl Translating {
             thunks: request.thunks,
             mode: request.mode,
         };
-        let block = &mut self.block;
-        if kept.find(key, |va, bytes| fetch.holds(va, bytes), block) {
+        let (block, guest) = (&mut self.block, &mut self.guest);
+        if kept.find(key, |va, bytes| fetch.holds(va, bytes), block, guest) {
             let relocations = block.relocations.iter().copied();
             if relocation::place(&mut block.code, relocations, &placing) {
                 return Ok(true);

@@ -61,14 +61,16 @@ impl Fetch<'_> {
         va & !0xfff == self.va & !0xfff || va & !0xfff == (self.va | 0xfff).wrapping_add(1)
     }
 
+    /// Before one of the block's own pages is read: see `PageEpochs::watch`.
+    pub(crate) fn watch(&self, page: u32) {
+        let page = Gpa(u64::from(page) << 12);
+        self.ram.guest_ram().epochs().watch(page);
+    }
+
     fn copy(&self, va: u64) -> Option<PageCopy> {
         let page = self.page_of(va)?;
-        // Before it is read: see `PageEpochs::watch`.
         if self.own(va) {
-            self.ram
-                .guest_ram()
-                .epochs()
-                .watch(Gpa(u64::from(page) << 12));
+            self.watch(page);
         }
         let mut pool = self.pool.take();
         let mut copy = pool.pop().unwrap_or_else(|| Box::new([0; 4096]));
@@ -177,7 +179,12 @@ impl Cpu {
                 if let Some(trace) = &mut self.watch.trace {
                     trace.block(&request, &translating.block, kept);
                 }
-                self.keep(key, &translating.block, &copies)
+                let seen = if kept {
+                    Seen::Bytes(&translating.guest)
+                } else {
+                    Seen::Pages(&copies)
+                };
+                self.keep(key, &translating.block, seen)
                     .map_err(NoBlock::Fault)
             }
             Err(Refused::NotBounceable) => Err(NoBlock::NotBounceable),
@@ -203,7 +210,7 @@ impl Cpu {
         &mut self,
         key: Key,
         block: &translator::Block,
-        copies: &[Copied],
+        seen: Seen<'_>,
     ) -> Result<Option<Id>, Fault> {
         let second = if block.crosses_page {
             let mode = self.mode();
@@ -220,7 +227,7 @@ impl Cpu {
         ];
         let pieces = &pieces[..1 + usize::from(second.is_some())];
         self.cover(pieces);
-        if self.peers.count() > 1 && !self.as_seen(key.va, pieces, copies) {
+        if self.peers.count() > 1 && !self.as_seen(key.va, pieces, seen) {
             return Ok(None);
         }
         let Some(id) = self.blocks.insert(key, second, block) else {
@@ -235,16 +242,13 @@ impl Cpu {
         Ok(Some(id))
     }
 
-    /// Whether memory still holds what was copied from `va` on.
-    fn as_seen(&self, va: u64, pieces: &[(u64, u64)], copies: &[Copied]) -> bool {
+    /// Whether memory still holds what was seen from `va` on.
+    fn as_seen(&self, va: u64, pieces: &[(u64, u64)], seen: Seen<'_>) -> bool {
         let mut now = [0; 4096];
         pieces.iter().zip([va, (va | 0xfff).wrapping_add(1)]).all(
-            |(&(pa, len), va): (&(u64, u64), u64)| {
-                let (from, len) = ((va & 0xfff) as usize, len as usize);
-                let copied = |copy: &&(u64, Option<PageCopy>)| copy.0 == va & !0xfff;
-                let copy = copies.iter().flatten().find(copied);
-                let seen = copy.and_then(|(_, copy)| copy.as_ref()?.get(from..from + len));
-                let now = &mut now[..len];
+            |(&(pa, len), at): (&(u64, u64), u64)| {
+                let now = &mut now[..len as usize];
+                let seen = seen.piece(va, at, now.len());
                 self.ram.read(pa, now) && seen == Some(&*now)
             },
         )
@@ -303,9 +307,35 @@ impl Cpu {
     }
 }
 
+/// The guest's code of a block, as it was when the block was made or compared.
+#[derive(Clone, Copy)]
+enum Seen<'a> {
+    /// In copies of its pages.
+    Pages(&'a [Copied]),
+    /// Itself.
+    Bytes(&'a [u8]),
+}
+
+impl<'a> Seen<'a> {
+    /// The `len` bytes at `at`, in one page, of the block at `va`.
+    fn piece(self, va: u64, at: u64, len: usize) -> Option<&'a [u8]> {
+        let (bytes, from) = match self {
+            Self::Bytes(bytes) => (bytes, at.wrapping_sub(va) as usize),
+            Self::Pages(copies) => {
+                let copied = |copy: &&(u64, Option<PageCopy>)| copy.0 == at & !0xfff;
+                let (_, copy) = copies.iter().flatten().find(copied)?;
+                (&copy.as_ref()?[..], (at & 0xfff) as usize)
+            }
+        };
+        bytes.get(from..)?.get(..len)
+    }
+}
+
 /// What a translation needs and the next one reuses.
 pub(crate) struct Translating {
     pub(crate) translator: translator::Translator,
     pub(crate) block: translator::Block,
+    /// The guest's code of `block`, where it was kept.
+    pub(crate) guest: Vec<u8>,
     pub(crate) pool: Vec<PageCopy>,
 }

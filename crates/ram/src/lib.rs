@@ -23,7 +23,7 @@ mod tests;
 
 pub use epochs::{Cursor, EpochSlice, PageEpochs, RegionEpochs};
 pub use layout::{ByteSize, HIGH_START, LOW_END, PAGE_SIZE, Region};
-pub use map::{GuestMemory, GuestRam, zeroed_u32, zeroed_u64};
+pub use map::{GuestMemory, GuestRam, populate, zeroed_u32, zeroed_u64};
 pub use vm_memory::GuestAddress as Gpa;
 
 /// Why guest memory could not be made.

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
 
 use crate::epochs::{PageEpochs, RegionEpochs};
 use crate::layout::{ByteSize, Layout, PAGE_SIZE, Region};
@@ -228,6 +228,25 @@ impl GuestRam {
         // stat(2): st_blocks counts 512-byte units.
         Ok(u64::try_from(stat.st_blocks).unwrap_or(0) * 512)
     }
+}
+
+/// Has the host back `len` bytes from `at` with one call, as each page that is touched
+/// first costs a fault; for what is about to be written whole. Where it cannot, pages
+/// are backed as they are touched.
+pub fn populate(memory: &GuestMemory, at: Gpa, len: u64) {
+    let Ok(len) = usize::try_from(len) else {
+        return;
+    };
+    let Ok(slice) = memory.get_slice(at, len) else {
+        return;
+    };
+    let guard = slice.ptr_guard();
+    let start = guard.as_ptr() as usize;
+    let from = start & !(PAGE_SIZE as usize - 1);
+    let len = (start + len - from).next_multiple_of(PAGE_SIZE as usize);
+    // SAFETY: the pages lie in the mapping, which begins and ends at page boundaries;
+    // populating changes no content.
+    let _ = unsafe { rustix::mm::madvise(from as *mut c_void, len, Advice::LinuxPopulateWrite) };
 }
 
 /// A file of `bytes` whose length nobody can change any more: a truncated file

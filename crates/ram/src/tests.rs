@@ -299,3 +299,16 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_is_populated_is_backed_and_nothing_else() {
+    let ram = large();
+    crate::populate(ram.memory(), Gpa(0x1800), 0x2000);
+    assert_eq!(ram.resident_bytes().unwrap(), 3 * PAGE_SIZE);
+    crate::populate(ram.memory(), Gpa(HIGH_START), 5);
+    assert_eq!(ram.resident_bytes().unwrap(), 4 * PAGE_SIZE);
+    for (at, len) in [(LOW_END - 1, 2), (LOW_END, 1), (0, u64::MAX), (5 << 30, 1)] {
+        crate::populate(ram.memory(), Gpa(at), len);
+    }
+    assert_eq!(ram.resident_bytes().unwrap(), 4 * PAGE_SIZE);
+}

@@ -12,7 +12,7 @@
 //! Invariant: whatever the bytes are, nothing here panics or runs on for ever, and
 //! what is given was intact and of the key that was asked for.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::Settings;
 use crate::mapping::Mapping;
@@ -27,6 +27,9 @@ const SLOTS_LOG2_MAX: u32 = 28;
 pub(crate) const SAME_KEY_MAX: usize = 8;
 /// Slots looked at for a key.
 const PROBES_MAX: usize = 256;
+/// Bytes of records for which there is one bit of [`File::used`]. Hardly any record is
+/// shorter; where two share a bit, the one counts as used with the other.
+const USED_UNIT: usize = 64;
 
 /// Why a file's contents are not used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -85,7 +88,7 @@ impl<'a> View<'a> {
         })
     }
 
-    /// Intact records of `key`, each with its slot, in the order of their slots.
+    /// Intact records of `key`, each with its position, in the order of their slots.
     fn candidates(self, key: Key) -> impl Iterator<Item = (usize, Record<'a>)> {
         let hash = key.hash();
         let mask = self.slots.len() - 1;
@@ -94,17 +97,20 @@ impl<'a> View<'a> {
             .map(move |i| first.wrapping_add(i) & mask)
             .map_while(move |slot| {
                 let bits = u64::from_le_bytes(*self.slots.get(slot)?);
-                (bits != 0).then_some((slot, bits))
+                (bits != 0).then_some(bits)
             })
-            .filter(move |(_, bits)| bits >> 32 == hash >> 32)
-            .filter_map(move |(slot, bits)| Some((slot, self.record(bits)?)))
+            .filter(move |bits| bits >> 32 == hash >> 32)
+            .filter_map(move |bits| {
+                let at = (bits as u32).checked_sub(1)? as usize * 8;
+                Some((at, self.record(at)?))
+            })
             .filter(move |(_, record)| record.key == key)
             .take(SAME_KEY_MAX)
             .filter(|(_, record)| record.intact())
     }
 
-    fn record(self, slot: u64) -> Option<Record<'a>> {
-        let at = (slot as u32).checked_sub(1)? as usize * 8;
+    /// What is at a position, intact or not.
+    fn record(self, at: usize) -> Option<Record<'a>> {
         Record::parse(self.records.get(at..)?)
     }
 
@@ -113,21 +119,11 @@ impl<'a> View<'a> {
     pub(crate) fn records(self) -> impl Iterator<Item = (usize, Record<'a>)> {
         let mut at = 0;
         std::iter::from_fn(move || {
-            let record = Record::parse(self.records.get(at..)?)?;
+            let record = self.record(at)?;
             let here = at;
             at += record.bytes.len();
             record.intact().then_some((here, record))
         })
-    }
-
-    /// Position of the record in a slot.
-    pub(crate) fn position(self, slot: usize) -> Option<usize> {
-        let bits = u64::from_le_bytes(*self.slots.get(slot)?);
-        Some((bits as u32).checked_sub(1)? as usize * 8)
-    }
-
-    pub(crate) fn slots(self) -> usize {
-        self.slots.len()
     }
 }
 
@@ -175,58 +171,71 @@ pub(crate) fn build(settings: Settings, records: &[&[u8]]) -> Vec<u8> {
 #[derive(Debug)]
 pub struct File {
     mapping: Mapping,
-    settings: Settings,
-    /// A bit for each slot whose record was used.
+    slots: usize,
+    entries: u32,
+    /// A bit for each [`USED_UNIT`] in which a record begins that was used.
     used: Vec<AtomicU64>,
+    /// Position behind the record that was found last.
+    next: AtomicUsize,
 }
 
 impl File {
     pub(crate) fn new(mapping: Mapping, settings: Settings) -> Result<Self, Refused> {
-        let slots = View::of(mapping.bytes(), settings)?.slots();
-        let used = (0..slots.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+        let view = View::of(mapping.bytes(), settings)?;
+        let (slots, entries) = (view.slots.len(), view.entries);
+        let words = view.records.len().div_ceil(USED_UNIT * 64);
         Ok(Self {
             mapping,
-            settings,
-            used,
+            slots,
+            entries,
+            used: (0..words).map(|_| AtomicU64::new(0)).collect(),
+            next: AtomicUsize::new(0),
         })
     }
 
-    /// The checks of `new` are repeated: they are few, and a view borrows.
+    /// What `new` checked: nobody changes the file.
     pub(crate) fn view(&self) -> Option<View<'_>> {
-        View::of(self.mapping.bytes(), self.settings).ok()
+        let rest = self.mapping.bytes().get(HEAD..)?;
+        let (slots, records) = rest.split_at_checked(self.slots * 8)?;
+        Some(View {
+            slots: slots.as_chunks().0,
+            records,
+            entries: self.entries,
+        })
     }
 
-    /// The record of `key` that `same` says the guest's bytes are those of.
+    /// The record of `key` that `same` says the guest's bytes are those of. Mostly it
+    /// is the one behind the last that was found, as a boot takes its way again: then
+    /// no slot is looked at.
     pub(crate) fn find(
         &self,
         key: Key,
         mut same: impl FnMut(u64, &[u8]) -> bool,
     ) -> Option<Record<'_>> {
-        let (slot, record) = self
-            .view()?
-            .candidates(key)
-            .find(|(_, record)| record.is_of(&mut same))?;
-        if let Some(word) = self.used.get(slot / 64) {
-            word.fetch_or(1 << (slot % 64), Ordering::Relaxed);
+        let view = self.view()?;
+        let next = self.next.load(Ordering::Relaxed);
+        let in_a_row = view
+            .record(next)
+            .filter(|record| record.key == key && record.intact() && record.is_of(&mut same));
+        let (at, record) = match in_a_row {
+            Some(record) => (next, record),
+            None => view
+                .candidates(key)
+                .find(|(_, record)| record.is_of(&mut same))?,
+        };
+        self.next.store(at + record.bytes.len(), Ordering::Relaxed);
+        let unit = at / USED_UNIT;
+        if let Some(word) = self.used.get(unit / 64) {
+            word.fetch_or(1 << (unit % 64), Ordering::Relaxed);
         }
         Some(record)
     }
 
-    /// Positions of the records that were used, ascending.
-    pub(crate) fn used(&self) -> Vec<usize> {
-        let Some(view) = self.view() else {
-            return Vec::new();
-        };
-        let bit = |slot: &usize| {
-            let word = self.used.get(slot / 64);
-            word.is_some_and(|word| word.load(Ordering::Relaxed) >> (slot % 64) & 1 != 0)
-        };
-        let mut positions: Vec<_> = (0..view.slots())
-            .filter(bit)
-            .filter_map(|slot| view.position(slot))
-            .collect();
-        positions.sort_unstable();
-        positions
+    /// Whether the record at a position was found.
+    pub(crate) fn was_used(&self, at: usize) -> bool {
+        let unit = at / USED_UNIT;
+        let word = self.used.get(unit / 64);
+        word.is_some_and(|word| word.load(Ordering::Relaxed) >> (unit % 64) & 1 != 0)
     }
 
     /// Records in the file.

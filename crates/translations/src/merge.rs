@@ -21,9 +21,8 @@ pub(crate) fn merge(
 ) -> Vec<u8> {
     let mut chosen = Chosen::default();
     if let Some((file, view)) = ours.and_then(|file| Some((file, file.view()?))) {
-        let used = file.used();
-        let wanted = |at: &usize| used.binary_search(at).is_ok();
-        chosen.take(view.records().filter(|(at, _)| wanted(at)).map(|(_, r)| r));
+        let used = view.records().filter(|(at, _)| file.was_used(*at));
+        chosen.take(used.map(|(_, record)| record));
     }
     chosen.take(records(fresh));
     if let Some(view) = now.and_then(File::view) {

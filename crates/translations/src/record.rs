@@ -260,9 +260,12 @@ impl<'a> Record<'a> {
         })
     }
 
-    /// Makes `block` the one that was written. False, with `block` in no particular
-    /// state, when something in it points outside of it.
-    pub(crate) fn read(&self, block: &mut Block) -> bool {
+    /// Makes `block` the one that was written, and `guest` the code that it stands
+    /// for. False, with both in no particular state, when something in it points
+    /// outside of it.
+    pub(crate) fn read(&self, block: &mut Block, guest: &mut Vec<u8>) -> bool {
+        guest.clear();
+        guest.extend_from_slice(self.guest);
         block.code.clear();
         block.code.extend_from_slice(self.code);
         block.exits.clear();

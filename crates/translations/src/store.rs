@@ -122,13 +122,15 @@ impl Translations {
         Ok((translations, error))
     }
 
-    /// Puts the block of `key` into `block`, placed nowhere in particular, if there
-    /// is one all of whose guest code `same` finds in the guest's memory.
+    /// Puts the block of `key` into `block`, placed nowhere in particular, and the
+    /// guest's code that it stands for into `guest`, if there is one all of whose
+    /// guest code `same` finds in the guest's memory.
     pub fn find(
         &self,
         key: Key,
         mut same: impl FnMut(u64, &[u8]) -> bool,
         block: &mut Block,
+        guest: &mut Vec<u8>,
     ) -> bool {
         let inner = self.read();
         let in_file = inner
@@ -137,7 +139,7 @@ impl Translations {
             .and_then(|file| file.find(key, &mut same));
         let found = in_file
             .or_else(|| inner.fresh.find(key, &mut same))
-            .is_some_and(|record| record.read(block));
+            .is_some_and(|record| record.read(block, guest));
         let count = if found { &self.found } else { &self.missed };
         count.fetch_add(1, Ordering::Relaxed);
         found

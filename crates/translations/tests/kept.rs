@@ -108,7 +108,11 @@ fn found(kept: &Translations, pages: &Pages) -> usize {
         for kind in [Kind::Grouped, Kind::PerAccess] {
             let key = key(va, kind);
             let mut block = Block::default();
-            if kept.find(key, |va, bytes| pages.holds(va, bytes), &mut block) {
+            let mut guest = Vec::new();
+            let same = |va, bytes: &[u8]| pages.holds(va, bytes);
+            if kept.find(key, same, &mut block, &mut guest) {
+                assert_eq!(guest.len(), usize::from(block.guest_len));
+                assert!(pages.holds(va, &guest));
                 let wanted = translate(key, pages).unwrap();
                 assert_eq!(block.code, wanted.code);
                 assert_eq!(block.exits, wanted.exits);
@@ -187,7 +191,11 @@ fn what_was_kept_for_one_cpu_is_not_found_for_another() {
     let kept = reopened(&folder);
     let pages = guest(1);
     let mut block = Block::default();
-    let mut finds = |key| kept.find(key, |va, bytes| pages.holds(va, bytes), &mut block);
+    let mut guest = Vec::new();
+    let mut finds = |key| {
+        let same = |va, bytes: &[u8]| pages.holds(va, bytes);
+        kept.find(key, same, &mut block, &mut guest)
+    };
     let own = key(VA, Kind::Grouped);
     assert!(finds(own));
     for bit in 0..64 {
@@ -210,13 +218,16 @@ fn one_other_byte_of_guest_code_is_other_code() {
         for at in va..va + u64::from(len) {
             let mut other = guest(1);
             other.0[(at - VA) as usize] ^= 0x80;
-            let mut block = Block::default();
+            let (mut block, mut guest) = (Block::default(), Vec::new());
             let same = |va, bytes: &[u8]| other.holds(va, bytes);
-            assert!(!kept.find(key, same, &mut block), "byte {at:#x}");
+            assert!(
+                !kept.find(key, same, &mut block, &mut guest),
+                "byte {at:#x}"
+            );
         }
     }
     let same = |va, bytes: &[u8]| pages.holds(va, bytes);
-    assert!(kept.find(key, same, &mut Block::default()));
+    assert!(kept.find(key, same, &mut Block::default(), &mut Vec::new()));
 }
 
 #[test]
@@ -518,7 +529,8 @@ proptest! {
             }
             for va in (VA..VA + 0x3ff0).step_by(16) {
                 let mut block = Block::default();
-                if kept.find(key(va, Kind::Grouped), |_, _| true, &mut block) {
+                let key = key(va, Kind::Grouped);
+                if kept.find(key, |_, _| true, &mut block, &mut Vec::new()) {
                     prop_assert!((block.stale as usize) < block.code.len());
                     prop_assert!(usize::from(block.direct_entry) + 5 <= block.code.len());
                 }

@@ -45,6 +45,7 @@ pub(crate) fn load(
             room,
         });
     };
+    ram::populate(memory, Gpa(start), u64::from(len));
     memory
         .read_exact_volatile_from(Gpa(start), &mut file, len as usize)
         .map_err(|source| Error::LoadInitrd {

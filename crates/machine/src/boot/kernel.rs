@@ -84,7 +84,9 @@ pub(crate) fn load(memory: &GuestMemory, low_end: u64, path: &Path) -> Result<Ke
 
     let image = Image { path, len, low_end };
     if head.starts_with(b"\x7fELF") {
-        image.check_elf(&head, &mut file)?;
+        for (start, len) in image.check_elf(&head, &mut file)? {
+            ram::populate(memory, start, len);
+        }
         let loaded = Elf::load(memory, None, &mut file, Some(Gpa(HIMEM_START)));
         let loaded = loaded.map_err(|source| image.load_failed(source))?;
         Ok(Kernel {
@@ -94,6 +96,7 @@ pub(crate) fn load(memory: &GuestMemory, low_end: u64, path: &Path) -> Result<Ke
         })
     } else if head.get(0x202..0x206) == Some(b"HdrS") {
         let end = image.check_bzimage(&head)?;
+        ram::populate(memory, Gpa(HIMEM_START), len);
         let loaded = BzImage::load(memory, Some(Gpa(HIMEM_START)), &mut file, None);
         let loaded = loaded.map_err(|source| image.load_failed(source))?;
         let entry = Gpa(loaded.kernel_load.0 + BZIMAGE_ENTRY_64);
@@ -155,7 +158,8 @@ impl Image<'_> {
         }
     }
 
-    fn check_elf(&self, head: &[u8], file: &mut File) -> Result<(), Error> {
+    /// Returns where its segments come from the file, each with its length there.
+    fn check_elf(&self, head: &[u8], file: &mut File) -> Result<Vec<(Gpa, u64)>, Error> {
         self.within_file(0, ELF_HEADER)?;
         let (class, data) = (field::<1>(head, 4), field::<1>(head, 5));
         if (class, data, u16_at(head, 18)) != ([2], [1], EM_X86_64) {
@@ -177,6 +181,7 @@ impl Image<'_> {
         })?;
 
         let mut entry_is_loaded = false;
+        let mut loaded = Vec::new();
         for segment in segments.chunks_exact(PROGRAM_HEADER as usize) {
             let (offset, start) = (u64_at(segment, 8), u64_at(segment, 24));
             let (file_len, memory_len) = (u64_at(segment, 32), u64_at(segment, 40));
@@ -189,6 +194,7 @@ impl Image<'_> {
                     self.within_file(offset, file_len)?;
                     let end = self.within_memory(start, memory_len)?;
                     entry_is_loaded |= (start..end).contains(&entry);
+                    loaded.push((Gpa(start), file_len));
                 }
                 PT_NOTE => {
                     self.within_file(offset, file_len)?;
@@ -202,7 +208,7 @@ impl Image<'_> {
         if !entry_is_loaded {
             return Err(self.header("its entry point is in none of its segments"));
         }
-        Ok(())
+        Ok(loaded)
     }
 
     /// Returns the first address that unpacking leaves alone.

@@ -299,3 +299,48 @@ fn links_to_code_that_was_patched_lead_to_its_new_translation() {
     let stats = machine.vcpu.stats();
     assert!(stats.patched >= 1 && stats.stale < 10, "{stats:?}");
 }
+
+#[test]
+fn string_instructions_over_code_that_ran_take_effect_as_one_store() {
+    let mut machine = Machine::new();
+    // `mov eax, 1; ret` near the end of one page, then another across the border.
+    let (first, second) = (CODE + 0x1f80, CODE + 0x1ffd);
+    for at in [first, second] {
+        machine.code_at(at, |asm| {
+            asm.mov(eax, 1).unwrap();
+            asm.ret().unwrap();
+        });
+    }
+    machine.put(DATA, &[0xb8, 2, 0, 0, 0, 0xc3]);
+    machine.put(DATA + 0x10, &[0x90; 0x77]);
+    machine.code(|asm| {
+        let mut call_both = asm.create_label();
+        asm.call(call_both).unwrap();
+        for function in [first, second] {
+            asm.mov(rsi, DATA).unwrap();
+            asm.mov(rdi, function).unwrap();
+            asm.mov(ecx, 6).unwrap();
+            asm.rep().movsb().unwrap();
+        }
+        asm.call(call_both).unwrap();
+        // The first runs through what is between them, into the second.
+        asm.mov(rdi, first).unwrap();
+        asm.mov(eax, 0x9090_9090_u32).unwrap();
+        asm.mov(ecx, 2).unwrap();
+        asm.rep().stosd().unwrap();
+        asm.mov(rsi, DATA + 0x10).unwrap();
+        asm.mov(ecx, 0x75).unwrap();
+        asm.rep().movsb().unwrap();
+        asm.call(call_both).unwrap();
+        asm.out(i32::from(STOP), al).unwrap();
+        asm.set_label(&mut call_both).unwrap();
+        for function in [first, second] {
+            asm.xor(eax, eax).unwrap();
+            asm.call(function).unwrap();
+            asm.out(i32::from(SAY), eax).unwrap();
+        }
+        asm.ret().unwrap();
+    });
+    machine.run_to_stop();
+    assert_eq!(machine.said(), [1, 1, 2, 2, 2, 2].map(Said::Port));
+}

@@ -118,8 +118,8 @@ impl Run<'_> {
         }
     }
 
-    /// As many elements as stay within a page on both sides, in ordinary memory;
-    /// 0 when not even one does.
+    /// As many elements as stay within a page on both sides, in memory; 0 when not even
+    /// one does. Into code they are one store: a kernel patches itself in this way.
     fn string_run(
         &mut self,
         shape: Shape,
@@ -144,16 +144,28 @@ impl Run<'_> {
         } else {
             None
         };
-        let Place::Memory(target) = self.place(to, true, mode)? else {
-            return Ok(0);
+        let source = match source {
+            Some(Place::Memory(source) | Place::Code(source)) => Some(source),
+            Some(Place::Device(_)) => return Ok(0),
+            None => None,
         };
+        let (target, code) = match self.place(to, true, mode)? {
+            Place::Memory(target) => (target, false),
+            Place::Code(target) => (target, true),
+            Place::Device(_) => return Ok(0),
+        };
+        if code {
+            self.begin_code_store(target, elements * size);
+        }
         let done = match source {
-            Some(Place::Memory(source)) => self.ram.copy_up(target, source, elements, size),
-            Some(_) => false,
+            Some(source) => self.ram.copy_up(target, source, elements, size),
             None => self
                 .ram
                 .fill_up(target, elements, size, self.context.gpr[RAX]),
         };
+        if code {
+            self.end_code_store(target, elements * size);
+        }
         Ok(if done { elements } else { 0 })
     }
 }

@@ -169,13 +169,18 @@ impl Run<'_> {
     pub(crate) fn store(&mut self, va: u64, size: usize, value: u64) -> Result<(), Fault> {
         let mode = self.mode();
         self.breakpoints.accessed(va, size, true);
-        if (va & 0xfff) as usize + size <= 4096
-            && let Place::Memory(pa) = self.place(va, true, mode)?
-            && self.ram.store(pa, size, value)
-        {
-            return Ok(());
+        let bytes = &value.to_le_bytes()[..size.min(8)];
+        if (va & 0xfff) as usize + size <= 4096 {
+            match self.place(va, true, mode)? {
+                Place::Memory(pa) if self.ram.store(pa, size, value) => return Ok(()),
+                Place::Code(pa) => {
+                    self.write_code(pa, bytes);
+                    return Ok(());
+                }
+                Place::Memory(_) | Place::Device(_) => {}
+            }
         }
-        self.write_bytes(va, &value.to_le_bytes()[..size.min(8)])
+        self.write_bytes(va, bytes)
     }
 
     /// Reads any number of bytes in the present privilege, devices included.
@@ -197,7 +202,9 @@ impl Run<'_> {
     pub(crate) fn write_bytes(&mut self, va: u64, from: &[u8]) -> Result<(), Fault> {
         let mode = self.mode();
         self.breakpoints.accessed(va, from.len(), true);
-        self.check_write(va, from.len() as u64, mode)?;
+        if (va & 0xfff) as usize + from.len() > 4096 {
+            self.check_write(va, from.len() as u64, mode)?;
+        }
         for (va, piece) in pages(va, from) {
             match self.place(va, true, mode)? {
                 Place::Memory(pa) => {

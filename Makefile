@@ -109,8 +109,8 @@ deny: ## Licences, sources and bans of dependencies; advisories when their datab
 
 .PHONY: fuzz
 fuzz: ## Long runs of the fuzz, property and differential tests (bounded parts are in make test)
-	KOMBI_FUZZ_CASES=60000 KOMBI_DIFF_CASES=120000 PROPTEST_CASES=20000 cargo nextest run --workspace --locked --profile fuzz \
-		-E 'binary(differential) | binary(mutations) | binary(properties) | binary(frames) | test(/random|any_|hostile/)'
+	KOMBI_FUZZ_CASES=60000 KOMBI_DIFF_CASES=120000 KOMBI_SOUP_CASES=200000 PROPTEST_CASES=20000 cargo nextest run --workspace --locked --profile fuzz \
+		-E 'binary(differential) | binary(mutations) | binary(properties) | binary(frames) | test(/random|any_|hostile|upsets_|no_file|no_json/)'
 
 .PHONY: verify-kernel
 verify-kernel: kernel ## Boot the guest kernel three times in QEMU and try 254 of its features each time

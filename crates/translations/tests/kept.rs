@@ -495,8 +495,16 @@ fn hostile() -> impl Strategy<Value = (Vec<(usize, u8)>, bool)> {
     (prop::collection::vec(change, 1..400), any::<bool>())
 }
 
+/// `PROPTEST_CASES` says how many cases, or it is a few.
+fn cases(few: u32) -> ProptestConfig {
+    match std::env::var_os("PROPTEST_CASES") {
+        Some(_) => ProptestConfig::default(),
+        None => ProptestConfig::with_cases(few),
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(60))]
+    #![proptest_config(cases(60))]
 
     /// Nothing panics, hangs or gives a block whose positions lie outside of it, even
     /// where the checksums are right.

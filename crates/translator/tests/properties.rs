@@ -126,8 +126,16 @@ fn code_is_well_formed(block: &Block) {
     }
 }
 
+/// `PROPTEST_CASES` says how many cases, or it is a few.
+fn cases(few: u32) -> ProptestConfig {
+    match std::env::var_os("PROPTEST_CASES") {
+        Some(_) => ProptestConfig::default(),
+        None => ProptestConfig::with_cases(few),
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(3000))]
+    #![proptest_config(cases(3000))]
 
     #[test]
     fn any_bytes_become_a_well_formed_block_or_are_refused(
@@ -173,7 +181,7 @@ fn places() -> impl Strategy<Value = (u64, u32, Thunks)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(3000))]
+    #![proptest_config(cases(3000))]
 
     #[test]
     fn a_block_moved_is_the_block_translated_there(

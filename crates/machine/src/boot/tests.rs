@@ -401,8 +401,6 @@ fn try_kernel(image: &[u8]) -> Result<kernel::Kernel, Error> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
-
     #[test]
     fn random_bytes_are_never_a_kernel(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
         prop_assert!(try_kernel(&bytes).is_err());

@@ -278,8 +278,6 @@ fn the_end_of_a_file_that_fills_no_sector_is_left_out() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
-
     #[test]
     fn data_scattered_over_memory_arrive_in_order(
         sector in 0u64..64,

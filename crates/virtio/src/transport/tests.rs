@@ -397,8 +397,6 @@ fn play(device: Arc<Mutex<dyn VirtioDevice>>, moves: &[Move]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
-
     #[test]
     fn no_sequence_of_accesses_upsets_a_random_source(moves in moves()) {
         play(rng(), &moves);

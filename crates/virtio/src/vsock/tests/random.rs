@@ -66,8 +66,6 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
-
     #[test]
     fn no_behaviour_of_guest_and_host_upsets_the_device(moves in moves()) {
         let mut rig = rig();

@@ -18,7 +18,9 @@ use translator::context::Mode;
 use crate::codebuf::CodeBuf;
 use crate::mmu::tlb::PageSet;
 
-const HASH_HEADS: usize = 1 << 15;
+/// A power of two, some for each block of a boot: most programs add as many.
+const HASH_HEADS: usize = 1 << HASH_BITS;
+const HASH_BITS: u32 = 17;
 /// Exits per entry of the owner table.
 const OWNER_STEP: usize = 16;
 /// Stores next to code that a page bears, at least, and for each block in it: a
@@ -151,7 +153,7 @@ impl Key {
 
     fn hash(self) -> usize {
         let mixed = self.va ^ u64::from(self.page) << 32 ^ u64::from(self.bits()) << 60;
-        (mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 49) as usize & (HASH_HEADS - 1)
+        (mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - HASH_BITS)) as usize
     }
 }
 
@@ -407,6 +409,18 @@ impl Blocks {
         };
         let found = self.records.iter().enumerate().filter(|(_, r)| covers(r));
         found.map(|(id, _)| id as Id).collect()
+    }
+
+    /// Calls `f` for each live record that begins in a page.
+    pub(crate) fn each_in_page(&self, page: u32, mut f: impl FnMut(&Record)) {
+        let mut next = self.page_heads.get(page as usize).copied().unwrap_or(0);
+        while let Some(id) = next.checked_sub(1) {
+            let record = &self.records[id as usize];
+            if record.live() {
+                f(record);
+            }
+            next = record.next_in_page;
+        }
     }
 
     /// Takes a page's records out of its lists; the page holds no code any more.

@@ -120,6 +120,7 @@ impl Cpu {
         let code = self.blocks.buf.address(self.blocks.record(id).indirect());
         if !self.breakpoints.stops_at(rip) {
             self.fill_jump(rip, code, global);
+            self.fill_jumps_beside(&key, walked.global);
         }
         self.context.scratch[0] = rip;
         Ok(code)

@@ -207,3 +207,42 @@ fn an_interrupt_that_waits_comes_right_behind_sysret() {
     assert_eq!(machine.word(KERNEL_STACK - 40), USER + 7);
     assert_eq!(machine.word(KERNEL_STACK - 32), 0x2b);
 }
+
+#[test]
+fn a_page_of_a_users_code_is_entered_as_a_whole_in_an_emptied_address_space() {
+    const FUNCTIONS: u64 = USER + 0x2000;
+    const TIMES: u64 = 100;
+    let mut machine = machine(STATUS | TF | IF | DF);
+    let functions: Vec<u64> = (0..20).map(|i| FUNCTIONS + 0x10 * i).collect();
+    for function in &functions {
+        machine.code_at(*function, |asm| {
+            asm.inc(rbx).unwrap();
+            asm.ret().unwrap();
+        });
+    }
+    machine.code_at(USER, |asm| {
+        let mut again = asm.create_label();
+        asm.xor(ebx, ebx).unwrap();
+        asm.mov(r12, TIMES).unwrap();
+        asm.set_label(&mut again).unwrap();
+        for function in &functions {
+            asm.mov(rax, *function).unwrap();
+            asm.call(rax).unwrap();
+        }
+        asm.syscall().unwrap();
+        asm.dec(r12).unwrap();
+        asm.jne(again).unwrap();
+        asm.ud2().unwrap();
+    });
+    machine.code_at(CALLED, |asm| {
+        asm.mov(rax, cr3).unwrap();
+        asm.mov(cr3, rax).unwrap();
+        asm.sysretq().unwrap();
+    });
+    let exception = machine.run_to_exception();
+    assert_eq!(exception.vector, 6);
+    assert_eq!(exception.state.gpr[3], TIMES * functions.len() as u64);
+    let stats = machine.vcpu.stats();
+    assert!(stats.flushes >= TIMES, "{stats:?}");
+    assert!(stats.indirect < 6 * TIMES, "{stats:?}");
+}

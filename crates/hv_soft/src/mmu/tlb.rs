@@ -5,6 +5,7 @@
 //! one; every entry with a page in it is in the other one, as nothing may look at all
 //! of them. A page with translated code in it has no write tag, in any mode.
 
+use translator::block::Kind;
 use translator::context::{
     Context, JUMP_CACHE_ENTRIES, JumpCache, MODES, Mode, TLB_ENTRIES, Tlb, USER_ACCESS_JUMP_ENTRIES,
 };
@@ -12,6 +13,7 @@ use x86::control::cr4;
 
 use super::bits::{Bits, ones};
 use super::spaces::{JUMPS_KEPT_MAX, Page, Space};
+use crate::blocks::Key;
 use crate::cpu::Cpu;
 
 /// Jump cache entries per bit of a fill bitmap: one cache line.
@@ -35,6 +37,10 @@ pub(crate) struct Fills {
     /// Pages that may have entries in the jump cache, by a hash of their number:
     /// INVLPG is mostly of data pages, and then has nothing to look for.
     executed: [Box<[u64; EXECUTED_WORDS]>; MODES],
+    /// Likewise: pages whose blocks were all entered since the user's entries went.
+    entered: Box<[u64; EXECUTED_WORDS]>,
+    /// Memory for [`Cpu::fill_jumps_beside`].
+    beside: Vec<(u64, u64)>,
 }
 
 /// Words of one `Fills::executed`: 32,768 bits, some ten times the pages of a
@@ -59,6 +65,8 @@ impl Fills {
             local: Mode::ALL.map(chunks),
             local_entries: Mode::ALL.map(entries),
             executed: Mode::ALL.map(|_| Box::new([0; EXECUTED_WORDS])),
+            entered: Box::new([0; EXECUTED_WORDS]),
+            beside: Vec::new(),
         }
     }
 }
@@ -190,6 +198,35 @@ impl Cpu {
         }
     }
 
+    /// Enters the other blocks of a user's page, when a first one was in this address
+    /// space since its entries went: a process that was forked runs what its parent
+    /// ran, and the page's mapping is known now.
+    pub(crate) fn fill_jumps_beside(&mut self, key: &Key, global: bool) {
+        if key.mode != Mode::User || !self.breakpoints.stops().is_empty() {
+            return;
+        }
+        let (word, bit) = executed_bit(key.va);
+        let entered = &mut self.fills.entered[word];
+        if *entered & bit != 0 {
+            return;
+        }
+        *entered |= bit;
+        let mut beside = std::mem::take(&mut self.fills.beside);
+        self.blocks.each_in_page(key.page, |record| {
+            let same = (record.va ^ key.va) & !0xfff == 0 && record.mode() == key.mode;
+            if same && record.kind() == Kind::Grouped && !record.crosses() {
+                beside.push((record.va, self.blocks.buf.address(record.indirect())));
+            }
+        });
+        for (va, code) in beside.drain(..) {
+            let slot = self.context.jumps[key.mode as usize].code[jump_index(key.mode, va)];
+            if slot == self.jump_miss {
+                self.fill_jump(va, code, global);
+            }
+        }
+        self.fills.beside = beside;
+    }
+
     /// Drops one jump cache entry if it leads to `code`.
     pub(crate) fn drop_jump(&mut self, va: u64, mode: Mode, code: u64) {
         let miss = self.jump_miss;
@@ -201,6 +238,7 @@ impl Cpu {
 
     /// Drops every jump cache entry.
     pub(crate) fn flush_jumps(&mut self) {
+        self.fills.entered.fill(0);
         for mode in Mode::ALL.map(|mode| mode as usize) {
             clear_chunks(
                 &mut self.context.jumps[mode],
@@ -253,6 +291,7 @@ impl Cpu {
         mut jump: impl FnMut(usize, (u32, u64)),
     ) {
         let miss = self.jump_miss;
+        self.fills.entered.fill(0);
         for mode in Mode::ALL.map(|mode| mode as usize) {
             let tlb = &mut self.context.tlb[mode];
             self.fills.tlb[mode].drain(|index| {

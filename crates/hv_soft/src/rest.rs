@@ -20,8 +20,9 @@ const HARDLY_ANY: u64 = 64;
 pub(crate) enum Rest {
     /// Since when, in guest TSC ticks, and how much had been translated then.
     Waited { since: u64, translations: u64 },
-    /// It did.
-    Over,
+    /// It did. When the kept translations' memory was last given back, and how much
+    /// had been translated then.
+    Over { since: u64, translations: u64 },
 }
 
 impl Rest {
@@ -37,16 +38,22 @@ impl Cpu {
     /// Called before each sleep: drops translations once the guest rests. Gives
     /// how long to sleep at most before looking again; `None` is no limit.
     pub(crate) fn rest(&mut self) -> Option<Duration> {
-        let Rest::Waited {
-            since,
-            translations,
-        } = self.rest
-        else {
-            return None;
-        };
         let now = self.clock.now();
         let so_far = self.stats.translations + self.stats.recalled;
-        if so_far > translations + HARDLY_ANY {
+        let (since, translations, over) = match self.rest {
+            Rest::Waited {
+                since,
+                translations,
+            } => (since, translations, false),
+            Rest::Over {
+                since,
+                translations,
+            } => (since, translations, true),
+        };
+        if over && so_far == translations {
+            return None;
+        }
+        if !over && so_far > translations + HARDLY_ANY {
             self.rest = Rest::Waited {
                 since: now,
                 translations: so_far,
@@ -57,10 +64,21 @@ impl Cpu {
         match REST.checked_sub(Duration::from_nanos(quiet)) {
             Some(left) if !left.is_zero() => Some(left),
             Some(_) | None => {
-                self.flush_code();
-                self.blocks.release();
-                self.save_translations();
-                self.rest = Rest::Over;
+                if over {
+                    // A block that is looked for maps 64 KiB of the file at each place
+                    // that is read: a hundred of them map all of it.
+                    if let Some(kept) = &self.kept {
+                        kept.release();
+                    }
+                } else {
+                    self.flush_code();
+                    self.blocks.release();
+                    self.save_translations();
+                }
+                self.rest = Rest::Over {
+                    since: now,
+                    translations: so_far,
+                };
                 None
             }
         }

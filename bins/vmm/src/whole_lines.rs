@@ -55,7 +55,8 @@ impl WholeLines {
                 Err(error) => error,
             };
             if written > 0 {
-                self.torn = self.take_back(written as u64).is_err();
+                // With the piece goes the newline behind an earlier one.
+                self.torn |= self.take_back(written as u64).is_err();
             }
             return Err(error);
         }

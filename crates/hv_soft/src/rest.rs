@@ -5,6 +5,8 @@
 //! the guest still needs is translated again as it runs, or comes back from the
 //! translations that are kept, which are saved now. This happens once in a
 //! machine's life, so that a service that rests between requests stays warm.
+//! What the kept translations' file occupies in this process goes at each later rest
+//! as well: it comes back by itself, from the host's cache.
 
 use std::time::Duration;
 

@@ -396,7 +396,18 @@ fn play(device: Arc<Mutex<dyn VirtioDevice>>, moves: &[Move]) {
     assert!(!driver.line_is_high());
 }
 
+/// More than the default, which `PROPTEST_CASES` may still raise.
+fn cases() -> ProptestConfig {
+    let config = ProptestConfig::default();
+    ProptestConfig {
+        cases: config.cases.max(300),
+        ..config
+    }
+}
+
 proptest! {
+    #![proptest_config(cases())]
+
     #[test]
     fn no_sequence_of_accesses_upsets_a_random_source(moves in moves()) {
         play(rng(), &moves);

@@ -67,6 +67,7 @@ pub(crate) fn kombi_machine(vmm: &Path, machine: &Machine<'_>) -> Result<Child> 
         config["drives"] = json!([{
             "drive_id": "disk",
             "path_on_host": disk,
+            "is_root_device": false,
             "is_read_only": true,
         }]);
     }

@@ -62,8 +62,8 @@ fn check_devices(mut boot: Boot) {
     std::fs::write(&scratch, [0; 8192]).unwrap();
     boot.rest = serde_json::json!({
         "drives": [
-            {"drive_id": "disk", "path_on_host": disk, "is_read_only": true},
-            {"drive_id": "scratch", "path_on_host": scratch},
+            {"drive_id": "disk", "path_on_host": disk, "is_root_device": false, "is_read_only": true},
+            {"drive_id": "scratch", "path_on_host": scratch, "is_root_device": false},
         ],
         "entropy": {},
     });

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::draft::StaticCpuTemplate;
 use crate::limits;
 
 /// Why a [`crate::Draft`] is refused.
@@ -39,9 +40,115 @@ pub enum DraftError {
         /// What was asked for, in MiB.
         asked: u64,
     },
-    /// `smt: true`.
-    #[error("smt is not supported")]
-    Smt,
+    /// Two threads a core, and an odd number of them.
+    #[error("vcpu_count {asked} is odd, with smt it must be 1 or even")]
+    OddVcpuCount {
+        /// What was asked for.
+        asked: u8,
+    },
+    /// Memory that is no whole number of the pages asked for.
+    #[error("mem_size_mib {asked} is odd, with huge_pages it must be even")]
+    OddMemorySize {
+        /// What was asked for, in MiB.
+        asked: u64,
+    },
+    /// One of the named CPU templates that Firecracker deprecated.
+    #[error("cpu_template {asked:?} is not supported: give a template of your own to cpu-config")]
+    StaticCpuTemplate {
+        /// What was asked for.
+        asked: StaticCpuTemplate,
+    },
+    /// A drive without a file.
+    #[error("drive {id:?} has no path_on_host")]
+    DrivePath {
+        /// The drive.
+        id: String,
+    },
+    /// A back end in another process.
+    #[error("drive {id:?}: vhost-user-blk is not supported: give path_on_host in place of socket")]
+    VhostUser {
+        /// The drive.
+        id: String,
+    },
+    /// A partition's name that would mean something else to the kernel.
+    #[error("drive {id:?}: partuuid {asked:?} is not letters, digits and hyphens")]
+    Partuuid {
+        /// The drive.
+        id: String,
+        /// What was asked for.
+        asked: String,
+    },
+    /// A TAP device that Linux would not name so.
+    #[error(
+        "interface {id:?}: host_dev_name {asked:?} is not a network device's name of 1 to {most} bytes",
+        most = limits::TAP_NAME_BYTES_MAX
+    )]
+    TapName {
+        /// The interface.
+        id: String,
+        /// What was asked for.
+        asked: String,
+    },
+    /// Not an Ethernet address.
+    #[error("interface {id:?}: guest_mac {asked:?} is not an address such as 06:00:ac:10:00:02")]
+    Mac {
+        /// The interface.
+        id: String,
+        /// What was asked for.
+        asked: String,
+    },
+    /// Two interfaces of one address.
+    #[error("interfaces {first:?} and {second:?} have the same guest_mac")]
+    MacTwice {
+        /// The first one.
+        first: String,
+        /// The second one.
+        second: String,
+    },
+    /// `mtu` out of bounds.
+    #[error(
+        "interface {id:?}: mtu {asked} is not between {least} and 65535",
+        least = limits::MTU_MIN
+    )]
+    Mtu {
+        /// The interface.
+        id: String,
+        /// What was asked for.
+        asked: u64,
+    },
+    /// A metadata service that nobody reaches.
+    #[error("mmds-config names no network interface: name at least one in network_interfaces")]
+    MmdsWithoutInterface,
+    /// A metadata service behind an interface that is not there.
+    #[error("mmds-config names interface {id:?}, which is not configured")]
+    MmdsInterface {
+        /// The interface.
+        id: String,
+    },
+    /// Not an address that the metadata service may have.
+    #[error("mmds-config: ipv4_address {asked} is not between 169.254.1.0 and 169.254.254.255")]
+    MmdsAddress {
+        /// What was asked for.
+        asked: std::net::Ipv4Addr,
+    },
+    /// A balloon larger than the machine.
+    #[error("balloon: amount_mib {asked} is more than the machine's {memory_mib}")]
+    BalloonSize {
+        /// What was asked for, in MiB.
+        asked: u64,
+        /// The machine's memory, in MiB.
+        memory_mib: u32,
+    },
+    /// Sizes of memory hot-plug that do not fit each other.
+    #[error("memory-hotplug: {field} {asked} is not {what}")]
+    Hotplug {
+        /// The field.
+        field: &'static str,
+        /// What was asked for, in MiB.
+        asked: u64,
+        /// What it must be.
+        what: String,
+    },
     /// A path that names nothing, or could never be opened.
     #[error("{field} {path:?} is empty or holds a NUL byte")]
     Path {
@@ -70,21 +177,25 @@ pub enum DraftError {
     /// A device id that is empty, too long or has other characters than
     /// letters, digits and `_`.
     #[error(
-        "drive_id {id:?} is not 1 to {most} letters, digits or underscores",
+        "{field} {id:?} is not 1 to {most} letters, digits or underscores",
         most = limits::ID_BYTES_MAX
     )]
     Id {
+        /// The field that holds it.
+        field: &'static str,
         /// The id.
         id: String,
     },
-    /// Two drives of one name.
-    #[error("drive_id {id:?} is given twice")]
+    /// Two devices of one kind and one name.
+    #[error("{field} {id:?} is given twice")]
     IdTwice {
+        /// The field that holds it.
+        field: &'static str,
         /// The id.
         id: String,
     },
     /// More than one root device.
-    #[error("drives {first:?} and {second:?} both claim to be the root device")]
+    #[error("{first:?} and {second:?} both claim to be the root device")]
     TwoRoots {
         /// The first one's id.
         first: String,

@@ -10,10 +10,14 @@ mod draft;
 mod error;
 pub mod limits;
 
-pub use checked::{Blueprint, Drive, Vsock};
+pub use checked::{
+    Balloon, Blueprint, Drive, MemoryHotplug, MmdsConfig, NetworkInterface, Pmem, Vsock,
+};
 pub use draft::{
-    BootSourceDraft, Draft, DriveDraft, Engine, EntropyDraft, MachineConfigDraft, SerialDraft,
-    VsockDraft,
+    BalloonDraft, BootSourceDraft, CacheType, Draft, DriveDraft, Engine, EntropyDraft, HugePages,
+    IoEngine, LogLevel, LoggerDraft, MachineConfigDraft, MemoryHotplugDraft, MetricsDraft,
+    MmdsConfigDraft, MmdsVersion, NetworkInterfaceDraft, PmemDraft, RateLimiter, SerialDraft,
+    StaticCpuTemplate, TokenBucket, VsockDraft,
 };
 pub use error::DraftError;
 pub use x86::features::CpuModel;

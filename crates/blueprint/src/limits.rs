@@ -23,3 +23,13 @@ pub const ID_BYTES_MAX: usize = 64;
 pub const GUEST_CID_MIN: u32 = 3;
 /// Bytes of a Unix socket path without its NUL (`sun_path` holds 108).
 pub const SOCKET_PATH_BYTES_MAX: usize = 107;
+/// Bytes of a network device's name without its NUL (netdevice(7), `IFNAMSIZ`).
+pub const TAP_NAME_BYTES_MAX: usize = 15;
+/// Bytes of the smallest packet that every IPv4 host takes (RFC 791), the least MTU.
+pub const MTU_MIN: u16 = 68;
+/// Where the metadata service is when nothing is said.
+pub const MMDS_ADDRESS_DEFAULT: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 169, 254);
+/// MiB of the smallest piece of memory that a guest plugs.
+pub const HOTPLUG_BLOCK_MIB_MIN: u64 = 2;
+/// MiB of the smallest piece of hot-plugged memory that the host makes accessible.
+pub const HOTPLUG_SLOT_MIB_MIN: u64 = 128;

@@ -12,7 +12,7 @@ const FULL: &str = r#"{
     },
     "machine-config": {"vcpu_count": 1, "mem_size_mib": 256, "smt": false, "engine": "soft"},
     "drives": [
-        {"drive_id": "data", "path_on_host": "/d/data"},
+        {"drive_id": "data", "path_on_host": "/d/data", "is_root_device": false},
         {"drive_id": "rootfs", "path_on_host": "/d/root", "is_root_device": true, "is_read_only": true}
     ],
     "vsock": {"guest_cid": 3, "uds_path": "/run/v.sock"},
@@ -46,7 +46,7 @@ fn a_full_file_is_understood() {
     );
     assert_eq!(blueprint.engine(), Engine::Soft);
     assert_eq!(blueprint.vsock().unwrap().guest_cid, 3);
-    assert!(blueprint.entropy());
+    assert!(blueprint.entropy().is_some());
     assert_eq!(blueprint.serial_out().unwrap().to_str(), Some("/log"));
 }
 
@@ -68,7 +68,7 @@ fn what_is_not_said_has_firecrackers_defaults() {
     assert_eq!((blueprint.vcpus(), blueprint.memory_mib()), (1, 128));
     assert_eq!(blueprint.engine(), Engine::Auto);
     assert!(blueprint.cmdline().starts_with("reboot=k panic=1"));
-    assert!(!blueprint.entropy());
+    assert!(blueprint.entropy().is_none());
     assert_eq!((blueprint.drives(), blueprint.vsock()), (&[][..], None));
 }
 
@@ -130,13 +130,15 @@ fn numbers_out_of_bounds_are_refused_with_the_bounds() {
 
 #[test]
 fn ids_are_letters_digits_and_underscores_and_unique() {
-    let drive = |id: &str| format!(r#"{{"drive_id": "{id}", "path_on_host": "/d"}}"#);
+    let drive = |id: &str| {
+        format!(r#"{{"drive_id": "{id}", "path_on_host": "/d", "is_root_device": false}}"#)
+    };
     for id in ["", "a-b", "a/b", "ä", &"x".repeat(65)] {
         let got = with(&format!(r#", "drives": [{}]"#, drive(id)));
         assert!(matches!(got, Err(DraftError::Id { .. })), "{id:?}");
     }
     let got = with(&format!(r#", "drives": [{0}, {0}]"#, drive("a_1")));
-    assert!(matches!(got, Err(DraftError::IdTwice { id }) if id == "a_1"));
+    assert!(matches!(got, Err(DraftError::IdTwice { id, .. }) if id == "a_1"));
 }
 
 #[test]
@@ -146,7 +148,7 @@ fn a_second_root_device_is_refused() {
     let rest = format!(r#", "drives": [{}, {}]"#, root("a"), root("b"));
     assert_eq!(
         refusal(&rest),
-        r#"drives "a" and "b" both claim to be the root device"#
+        r#""a" and "b" both claim to be the root device"#
     );
 }
 
@@ -154,7 +156,9 @@ fn a_second_root_device_is_refused() {
 fn seventeen_virtio_devices_fit_and_eighteen_do_not() {
     let drives = |count: usize| {
         let list: Vec<_> = (0..count)
-            .map(|i| format!(r#"{{"drive_id": "d{i}", "path_on_host": "/d"}}"#))
+            .map(|i| {
+                format!(r#"{{"drive_id": "d{i}", "path_on_host": "/d", "is_root_device": false}}"#)
+            })
             .collect();
         format!(r#", "entropy": {{}}, "drives": [{}]"#, list.join(","))
     };
@@ -201,6 +205,162 @@ fn paths_that_cannot_be_opened_are_refused_with_their_field() {
     assert!(matches!(got, Err(DraftError::SocketPathLength { .. })));
 }
 
+/// One interface, with `rest` as further members.
+fn interface(id: &str, rest: &str) -> String {
+    format!(r#"{{"iface_id": "{id}", "host_dev_name": "tap_{id}"{rest}}}"#)
+}
+
+fn interfaces(list: &[String], rest: &str) -> Result<Blueprint, DraftError> {
+    with(&format!(
+        r#", "network-interfaces": [{}]{rest}"#,
+        list.join(",")
+    ))
+}
+
+#[test]
+fn an_interface_has_its_address_its_limits_and_the_metadata_service() {
+    let limiter = r#"{"bandwidth": {"size": 5, "refill_time": 7}}"#;
+    let rest =
+        format!(r#", "guest_mac": "06:00:AC:10:00:02", "mtu": 1500, "tx_rate_limiter": {limiter}"#);
+    let list = [interface("eth0", &rest), interface("eth1", "")];
+    let mmds = r#", "mmds-config": {"version": "V2", "network_interfaces": ["eth1"]}"#;
+    let blueprint = interfaces(&list, mmds).unwrap();
+    let [first, second] = blueprint.network_interfaces() else {
+        panic!("two interfaces");
+    };
+    assert_eq!(first.mac, Some([6, 0, 0xac, 16, 0, 2]));
+    assert_eq!((first.mtu, first.mmds), (Some(1500), false));
+    let bandwidth = first.tx_limiter.bandwidth.unwrap();
+    assert_eq!((bandwidth.size, bandwidth.refill_time), (5, 7));
+    assert_eq!(first.rx_limiter, crate::RateLimiter::default());
+    assert_eq!((second.tap.as_str(), second.mmds), ("tap_eth1", true));
+    assert_eq!(
+        blueprint.mmds().unwrap().address.to_string(),
+        "169.254.169.254"
+    );
+}
+
+#[test]
+fn interfaces_that_cannot_be_are_refused() {
+    for mac in [
+        "",
+        "06:00:ac:10:00",
+        "06:00:ac:10:00:02:03",
+        "+6:00:ac:10:00:02",
+        "é6:00:ac:10:00:2",
+    ] {
+        let got = interfaces(&[interface("a", &format!(r#", "guest_mac": "{mac}""#))], "");
+        assert!(matches!(got, Err(DraftError::Mac { .. })), "{mac}");
+    }
+    for mtu in [0, 67, 65536, u64::MAX] {
+        let got = interfaces(&[interface("a", &format!(r#", "mtu": {mtu}"#))], "");
+        assert!(matches!(got, Err(DraftError::Mtu { .. })), "{mtu}");
+    }
+    for tap in ["", "a/b", "a b", "..", "0123456789abcdef"] {
+        let list = [format!(r#"{{"iface_id": "a", "host_dev_name": "{tap}"}}"#)];
+        let got = interfaces(&list, "");
+        assert!(matches!(got, Err(DraftError::TapName { .. })), "{tap}");
+    }
+    let mac = r#", "guest_mac": "06:00:ac:10:00:02""#;
+    let got = interfaces(&[interface("a", mac), interface("b", mac)], "");
+    assert!(matches!(got, Err(DraftError::MacTwice { .. })));
+    let got = interfaces(&[interface("a", ""), interface("a", "")], "");
+    assert!(matches!(got, Err(DraftError::IdTwice { .. })));
+}
+
+#[test]
+fn a_metadata_service_needs_an_interface_and_a_link_local_address() {
+    let mmds = |rest: &str| {
+        let rest = format!(r#", "mmds-config": {{{rest}}}"#);
+        interfaces(&[interface("a", "")], &rest)
+    };
+    let got = mmds(r#""network_interfaces": []"#);
+    assert!(matches!(got, Err(DraftError::MmdsWithoutInterface)));
+    let got = mmds(r#""network_interfaces": ["b"]"#);
+    assert!(matches!(got, Err(DraftError::MmdsInterface { .. })));
+    for address in ["169.254.0.1", "169.254.255.1", "10.0.0.1"] {
+        let got = mmds(&format!(
+            r#""network_interfaces": ["a"], "ipv4_address": "{address}""#
+        ));
+        assert!(
+            matches!(got, Err(DraftError::MmdsAddress { .. })),
+            "{address}"
+        );
+    }
+}
+
+#[test]
+fn a_root_device_may_be_a_partition_or_persistent_memory() {
+    let root = r#", "drives": [{"drive_id": "a", "path_on_host": "/d", "is_root_device": true, "partuuid": "0eaa91a0-01"}]"#;
+    let cmdline = with(root).unwrap().cmdline().to_owned();
+    assert!(
+        cmdline.ends_with(" root=PARTUUID=0eaa91a0-01 rw"),
+        "{cmdline}"
+    );
+    let pmem = r#", "pmem": [{"id": "a", "path_on_host": "/a"}, {"id": "b", "path_on_host": "/b", "root_device": true, "read_only": true}]"#;
+    let cmdline = with(pmem).unwrap().cmdline().to_owned();
+    assert!(cmdline.ends_with(" root=/dev/pmem1 ro"), "{cmdline}");
+    let got = with(&format!("{root}{pmem}"));
+    assert!(matches!(got, Err(DraftError::TwoRoots { .. })));
+    let uuid = root.replace("0eaa91a0-01", "x init=/bin/sh");
+    assert!(matches!(with(&uuid), Err(DraftError::Partuuid { .. })));
+}
+
+#[test]
+fn balloon_and_hotplug_fit_the_machine_and_themselves() {
+    let balloon = |mib: u64| {
+        with(&format!(
+            r#", "balloon": {{"amount_mib": {mib}, "deflate_on_oom": true}}"#
+        ))
+    };
+    assert_eq!(balloon(128).unwrap().balloon().unwrap().amount_mib, 128);
+    assert!(matches!(balloon(129), Err(DraftError::BalloonSize { .. })));
+    let hotplug = |total: u64, slot: u64, block: u64| {
+        with(&format!(
+            r#", "memory-hotplug": {{"total_size_mib": {total}, "slot_size_mib": {slot}, "block_size_mib": {block}}}"#
+        ))
+    };
+    assert!(hotplug(1024, 256, 4).is_ok());
+    for (total, slot, block) in [
+        (1024, 256, 1),
+        (1024, 256, 3),
+        (1024, 64, 2),
+        (1024, 130, 4),
+        (128, 256, 2),
+        (300, 256, 2),
+        (1 << 21, 128, 2),
+        (u64::MAX, 128, 2),
+    ] {
+        let got = hotplug(total, slot, block);
+        assert!(
+            matches!(got, Err(DraftError::Hotplug { .. })),
+            "{total} {slot} {block}"
+        );
+    }
+}
+
+#[test]
+fn what_firecracker_deprecated_or_does_elsewhere_is_refused_with_the_way_out() {
+    assert_eq!(
+        refusal(r#", "machine-config": {"cpu_template": "T2"}"#),
+        "cpu_template T2 is not supported: give a template of your own to cpu-config"
+    );
+    assert!(with(r#", "machine-config": {"cpu_template": "None"}"#).is_ok());
+    assert_eq!(
+        refusal(r#", "drives": [{"drive_id": "a", "is_root_device": false, "socket": "/s"}]"#),
+        "drive \"a\": vhost-user-blk is not supported: give path_on_host in place of socket"
+    );
+    assert_eq!(
+        refusal(r#", "drives": [{"drive_id": "a", "is_root_device": false}]"#),
+        "drive \"a\" has no path_on_host"
+    );
+    let odd = r#", "machine-config": {"vcpu_count": 3, "smt": true, "mem_size_mib": 128}"#;
+    assert_eq!(
+        refusal(odd),
+        "vcpu_count 3 is odd, with smt it must be 1 or even"
+    );
+}
+
 /// JSON of any shape, with the names that mean something more often than not.
 fn json() -> impl Strategy<Value = serde_json::Value> {
     let names = prop::sample::select(vec![
@@ -224,6 +384,33 @@ fn json() -> impl Strategy<Value = serde_json::Value> {
         "serial",
         "serial_out_path",
         "smt",
+        "balloon",
+        "amount_mib",
+        "deflate_on_oom",
+        "network-interfaces",
+        "iface_id",
+        "host_dev_name",
+        "guest_mac",
+        "mtu",
+        "mmds-config",
+        "network_interfaces",
+        "ipv4_address",
+        "pmem",
+        "id",
+        "root_device",
+        "memory-hotplug",
+        "total_size_mib",
+        "slot_size_mib",
+        "block_size_mib",
+        "logger",
+        "metrics",
+        "rate_limiter",
+        "bandwidth",
+        "size",
+        "refill_time",
+        "partuuid",
+        "io_engine",
+        "cache_type",
         "other",
     ]);
     let leaf = prop_oneof![
@@ -266,7 +453,7 @@ proptest! {
         vcpus in 0_u64..40, mib in 0_u64..3000, cid in 0_u64..10, drives in 0_usize..20,
     ) {
         let list: Vec<_> = (0..drives)
-            .map(|i| format!(r#"{{"drive_id": "d{i}", "path_on_host": "/d"}}"#))
+            .map(|i| format!(r#"{{"drive_id": "d{i}", "path_on_host": "/d", "is_root_device": false}}"#))
             .collect();
         let got = with(&format!(
             r#", "machine-config": {{"vcpu_count": {vcpus}, "mem_size_mib": {mib}}},

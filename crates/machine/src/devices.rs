@@ -50,6 +50,7 @@ pub(crate) fn make(
     control: &Arc<Control>,
     stdout: OwnedFd,
 ) -> Result<Devices, Error> {
+    refuse_what_is_missing(blueprint)?;
     let output = blueprint.serial_out().map_or(Ok(stdout), open_serial_out)?;
     let console = Arc::new(Console::new(output, control.clone())?);
     let serial_line = line(interrupts, SERIAL_GSI);
@@ -94,11 +95,28 @@ pub(crate) fn make(
         devices.sources.push(vsock.clone());
         devices.add_virtio(vsock, ram, interrupts)?;
     }
-    if blueprint.entropy() {
+    if blueprint.entropy().is_some() {
         let rng = Arc::new(Mutex::new(Rng::new()));
         devices.add_virtio(rng, ram, interrupts)?;
     }
     Ok(devices)
+}
+
+/// What a blueprint may ask for and no machine has yet.
+fn refuse_what_is_missing(blueprint: &Blueprint) -> Result<(), Error> {
+    let missing = [
+        (
+            "network interfaces",
+            !blueprint.network_interfaces().is_empty(),
+        ),
+        ("pmem", !blueprint.pmem().is_empty()),
+        ("balloon", blueprint.balloon().is_some()),
+        ("memory-hotplug", blueprint.memory_hotplug().is_some()),
+    ];
+    match missing.into_iter().find(|(_, asked)| *asked) {
+        Some((what, _)) => Err(Error::Missing { what }),
+        None => Ok(()),
+    }
 }
 
 impl Devices {

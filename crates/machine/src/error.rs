@@ -6,6 +6,12 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// Something that can be asked for and that no machine has yet.
+    #[error("{what} is not supported yet: leave it out of the configuration")]
+    Missing {
+        /// The device.
+        what: &'static str,
+    },
     /// The host has no room for the guest's memory.
     #[error("failed to make the guest's memory")]
     Memory {
@@ -190,7 +196,8 @@ impl Error {
             Error::Drive { .. } => Some("give the path of a readable file or block device"),
             Error::Vsock { .. } => Some("give a path that no other machine uses"),
             Error::SerialOut { .. } => Some("give the path of a writable file"),
-            Error::LoadKernel { .. }
+            Error::Missing { .. }
+            | Error::LoadKernel { .. }
             | Error::LoadInitrd { .. }
             | Error::WriteBootData { .. }
             | Error::RandomSeed { .. }
@@ -205,7 +212,8 @@ impl Error {
     /// or sizes that do not go together.
     pub fn is_asked_for(&self) -> bool {
         match self {
-            Error::OpenKernel { .. }
+            Error::Missing { .. }
+            | Error::OpenKernel { .. }
             | Error::KernelEmpty { .. }
             | Error::KernelFormat { .. }
             | Error::KernelHeader { .. }

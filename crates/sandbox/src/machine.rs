@@ -151,9 +151,9 @@ impl Plan {
             .enumerate()
             .map(|(index, path)| DriveDraft {
                 drive_id: format!("layer{index}"),
-                path_on_host: path.clone(),
-                is_root_device: false,
-                is_read_only: true,
+                path_on_host: Some(path.clone()),
+                is_read_only: Some(true),
+                ..DriveDraft::default()
             });
         Draft {
             boot_source: BootSourceDraft {
@@ -164,19 +164,22 @@ impl Plan {
             machine_config: MachineConfigDraft {
                 vcpu_count: Some(self.vcpus.into()),
                 mem_size_mib: Some(self.memory_mib.into()),
-                smt: None,
                 engine: Some(engine),
                 cpu_model: Some(self.cpu_model),
+                ..MachineConfigDraft::default()
             },
             drives: drives.collect(),
             vsock: Some(VsockDraft {
                 guest_cid: GUEST_CID,
                 uds_path: dir.path().join("v.sock"),
+                ..VsockDraft::default()
             }),
             entropy: Some(EntropyDraft::default()),
             serial: Some(SerialDraft {
                 serial_out_path: Some(dir.path().join("console")),
+                ..SerialDraft::default()
             }),
+            ..Draft::default()
         }
     }
 }

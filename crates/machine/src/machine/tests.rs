@@ -385,7 +385,7 @@ fn dropping_a_running_machine_ends_its_threads() {
 #[test]
 fn virtio_devices_sit_in_their_slots_and_nothing_beyond() {
     let rest = serde_json::json!({
-        "drives": [{"drive_id": "a", "path_on_host": "DIR/disk", "is_read_only": true}],
+        "drives": [{"drive_id": "a", "path_on_host": "DIR/disk", "is_root_device": false, "is_read_only": true}],
         "entropy": {},
     });
     let (ended, _) = Bench::run(rest, |guest| {
@@ -474,7 +474,7 @@ fn accesses_that_nobody_answers_are_all_ones_and_lost() {
 fn what_cannot_be_opened_is_named_and_nothing_runs() {
     for (rest, wanted) in [
         (
-            serde_json::json!({"drives": [{"drive_id": "a", "path_on_host": "DIR/none"}]}),
+            serde_json::json!({"drives": [{"drive_id": "a", "path_on_host": "DIR/none", "is_root_device": false}]}),
             "failed to make drive \"a\"",
         ),
         (

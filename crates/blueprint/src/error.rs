@@ -58,6 +58,12 @@ pub enum DraftError {
         /// What was asked for.
         asked: StaticCpuTemplate,
     },
+    /// A CPU template in a file that nobody has read.
+    #[error("cpu-config names the file {path:?}: give the template itself")]
+    CpuConfigUnread {
+        /// The file.
+        path: PathBuf,
+    },
     /// A drive without a file.
     #[error("drive {id:?} has no path_on_host")]
     DrivePath {

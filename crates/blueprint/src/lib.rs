@@ -14,12 +14,13 @@ pub use checked::{
     Balloon, Blueprint, Drive, MemoryHotplug, MmdsConfig, NetworkInterface, Pmem, Vsock,
 };
 pub use draft::{
-    BalloonDraft, BootSourceDraft, CacheType, Draft, DriveDraft, Engine, EntropyDraft, HugePages,
-    IoEngine, LogLevel, LoggerDraft, MachineConfigDraft, MemoryHotplugDraft, MetricsDraft,
-    MmdsConfigDraft, MmdsVersion, NetworkInterfaceDraft, PmemDraft, RateLimiter, SerialDraft,
-    StaticCpuTemplate, TokenBucket, VsockDraft,
+    BalloonDraft, BootSourceDraft, CacheType, CpuConfigDraft, Draft, DriveDraft, Engine,
+    EntropyDraft, HugePages, IoEngine, LogLevel, LoggerDraft, MachineConfigDraft,
+    MemoryHotplugDraft, MetricsDraft, MmdsConfigDraft, MmdsVersion, NetworkInterfaceDraft,
+    PmemDraft, RateLimiter, SerialDraft, StaticCpuTemplate, TokenBucket, VsockDraft,
 };
 pub use error::DraftError;
+pub use x86::cpu_template::CpuTemplate;
 pub use x86::features::CpuModel;
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod control;
+pub mod cpu_template;
 pub mod cpuid;
 pub mod descriptor;
 pub mod features;

@@ -7,13 +7,16 @@ mod storage;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use x86::cpu_template::CpuTemplate;
 use x86::features::CpuModel;
 
 pub use memory::{Balloon, MemoryHotplug};
 pub use network::{MmdsConfig, NetworkInterface, Vsock};
 pub use storage::{Drive, Pmem};
 
-use crate::draft::{Draft, Engine, HugePages, RateLimiter, StaticCpuTemplate, TokenBucket};
+use crate::draft::{
+    CpuConfigDraft, Draft, Engine, HugePages, RateLimiter, StaticCpuTemplate, TokenBucket,
+};
 use crate::{DraftError, limits};
 
 /// What the kernel is told when nothing was said: what Firecracker tells it.
@@ -30,6 +33,7 @@ pub struct Blueprint {
     memory_mib: u32,
     engine: Engine,
     cpu_model: CpuModel,
+    cpu_template: CpuTemplate,
     smt: bool,
     track_dirty_pages: bool,
     huge_pages: HugePages,
@@ -85,6 +89,11 @@ impl Blueprint {
     /// The guest's CPU.
     pub fn cpu_model(&self) -> CpuModel {
         self.cpu_model
+    }
+
+    /// Changes to what the guest's CPU shows.
+    pub fn cpu_template(&self) -> &CpuTemplate {
+        &self.cpu_template
     }
 
     /// Whether two threads of each core are shown to the guest.
@@ -175,6 +184,12 @@ impl Draft {
             asked => return Err(DraftError::StaticCpuTemplate { asked }),
         }
 
+        let cpu_template = match self.cpu_config {
+            None => CpuTemplate::default(),
+            Some(CpuConfigDraft::Template(template)) => template,
+            Some(CpuConfigDraft::Path(path)) => return Err(DraftError::CpuConfigUnread { path }),
+        };
+
         let drives = storage::check_drives(self.drives)?;
         let root = drives.first().filter(|drive| drive.is_root);
         let pmem = storage::check_pmem(self.pmem, root.map(|drive| drive.id.clone()))?;
@@ -222,6 +237,7 @@ impl Draft {
             memory_mib,
             engine,
             cpu_model: config.cpu_model.unwrap_or_default(),
+            cpu_template,
             smt,
             track_dirty_pages: config.track_dirty_pages.unwrap_or_default(),
             huge_pages,

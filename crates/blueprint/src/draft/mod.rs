@@ -9,6 +9,7 @@ mod observing;
 mod storage;
 
 use serde::{Deserialize, Serialize};
+use x86::cpu_template::CpuTemplate;
 
 pub use limiter::{RateLimiter, TokenBucket};
 pub use machine::{BootSourceDraft, HugePages, MachineConfigDraft, StaticCpuTemplate};
@@ -57,6 +58,9 @@ pub struct Draft {
     pub drives: Vec<DriveDraft>,
     /// Kernel, initial RAM disk and command line.
     pub boot_source: BootSourceDraft,
+    /// Changes to what the guest's CPU shows.
+    #[serde(default)]
+    pub cpu_config: Option<CpuConfigDraft>,
     /// The log.
     #[serde(default)]
     pub logger: Option<LoggerDraft>,
@@ -87,6 +91,16 @@ pub struct Draft {
     /// Where the serial console goes; standard output when nothing is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<SerialDraft>,
+}
+
+/// Changes to what the guest's CPU shows: here, or in a file of the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum CpuConfigDraft {
+    /// In a file; whoever reads the configuration reads it as well.
+    Path(std::path::PathBuf),
+    /// Here.
+    Template(CpuTemplate),
 }
 
 /// The entropy device.

@@ -24,6 +24,7 @@ use virtio::{EventSource, VirtioDevice};
 use crate::Error;
 use crate::console::{Console, Sink};
 use crate::control::Control;
+use crate::generation::Generation;
 use crate::io_space::IoSpace;
 use crate::layout::{ACPI_PORT, SERIAL_GSI, SERIAL_PORT, VIRTIO_MMIO_LEN, VirtioSlot};
 
@@ -39,6 +40,8 @@ pub(crate) struct Devices {
     pub(crate) console: Arc<Console>,
     /// Where the virtio devices sit.
     pub(crate) slots: Vec<VirtioSlot>,
+    /// What tells the guest that it was copied.
+    pub(crate) generation: Arc<Mutex<Generation>>,
 }
 
 /// Makes the devices of `blueprint`; `stdout` takes the console's output unless
@@ -57,12 +60,14 @@ pub(crate) fn make(
     let serial = Serial::new(serial_line, Box::new(Sink(console.clone())));
     let serial = Arc::new(Mutex::new(serial));
 
+    let generation = Generation::new(ram.memory(), |gsi| line(interrupts, gsi))?;
     let mut devices = Devices {
         io: IoSpace::default(),
         sources: Vec::new(),
         serial: serial.clone(),
         console,
         slots: Vec::new(),
+        generation: Arc::new(Mutex::new(generation)),
     };
     let place_failed = |source| Error::Place { source };
     let power: Arc<dyn PowerEvents> = control.clone();

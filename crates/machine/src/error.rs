@@ -146,6 +146,12 @@ pub enum Error {
         /// The host's answer.
         source: std::io::Error,
     },
+    /// Generation identifier or VM clock could not be written.
+    #[error("failed to tell the guest of its generation")]
+    Generation {
+        /// What went wrong.
+        source: chipset::Error,
+    },
     /// Two devices in one place: a mistake of ours.
     #[error("failed to place a device")]
     Place {
@@ -201,6 +207,7 @@ impl Error {
             | Error::LoadInitrd { .. }
             | Error::WriteBootData { .. }
             | Error::RandomSeed { .. }
+            | Error::Generation { .. }
             | Error::Place { .. }
             | Error::Engine { .. }
             | Error::Host { .. }
@@ -231,6 +238,7 @@ impl Error {
             Error::Memory { .. }
             | Error::WriteBootData { .. }
             | Error::RandomSeed { .. }
+            | Error::Generation { .. }
             | Error::Place { .. }
             | Error::Engine { .. }
             | Error::Host { .. }

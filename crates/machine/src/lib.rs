@@ -19,10 +19,14 @@ mod control;
 mod devices;
 mod error;
 mod event_loop;
+mod generation;
 mod io_space;
 mod layout;
 mod machine;
 
+pub use chipset::Moment;
 pub use control::{Outcome, StopHandle};
+pub use chipset::Moment;
 pub use error::Error;
+pub use generation::{Generation, SavedGeneration};
 pub use machine::{Confine, Ended, Machine, Running, Stdio};

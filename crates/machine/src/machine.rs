@@ -10,17 +10,20 @@
 //! and its sockets unlinked afterwards.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use blueprint::Blueprint;
+use chipset::{BOOT_TIMER_LEN, BootTimer, Moment};
 use hv::{Exit, Hypervisor, Io, Partition, Vcpu, VcpuState};
 use ram::{ByteSize, GuestRam};
 
 use crate::control::{Control, Outcome, StopHandle};
 use crate::devices::Devices;
 use crate::event_loop::EventLoop;
+use crate::generation::Generation;
 use crate::io_space::IoSpace;
+use crate::layout::BOOT_TIMER;
 use crate::{Error, boot, devices};
 
 /// What the serial console is connected to.
@@ -83,6 +86,23 @@ impl<P: Partition> Machine<P> {
     /// Stops the machine from any thread, also before it started.
     pub fn stop_handle(&self) -> StopHandle {
         StopHandle::new(self.control.clone())
+    }
+
+    /// What tells the guest that it was copied, for whoever copies it.
+    pub fn generation(&self) -> Arc<Mutex<Generation>> {
+        self.devices.generation.clone()
+    }
+
+    /// Adds the boot timer: the log says how long after `started` the guest's init ran.
+    ///
+    /// # Errors
+    /// [`Error::Place`] when it is there already.
+    pub fn time_boot(&mut self, started: Moment) -> Result<(), Error> {
+        let timer = Arc::new(Mutex::new(BootTimer::new(started)));
+        self.devices
+            .io
+            .add_mmio(BOOT_TIMER, BOOT_TIMER_LEN, timer)
+            .map_err(|source| Error::Place { source })
     }
 
     /// Has each vCPU's thread call `confine` before it runs guest code: to give up what

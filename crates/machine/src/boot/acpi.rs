@@ -2,12 +2,14 @@
 //! guest pays for each byte of it with interpreter time at boot.
 //!
 //! ```text
-//! RSDP ─▶ XSDT ─▶ FADT ─▶ DSDT    \_S5, COM1, one LNRO0005 per virtio device
+//! RSDP ─▶ XSDT ─▶ FADT ─▶ DSDT    \_S5, COM1, one LNRO0005 per virtio device,
+//!              │                  generation identifier and VM clock with their events
 //!              └▶ MADT            local APICs, IOAPIC
 //! ```
 
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, ResourceTemplate, Scope,
+    AddressSpace, AddressSpaceCacheable, Arg, Device, EISAName, Equal, IO, If, Interrupt,
+    Memory32Fixed, Method, Name, Notify, Package, Path, ResourceTemplate, Scope,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -20,15 +22,15 @@ use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
 use chipset::{
     RESET_OFFSET, RESET_VALUE, SERIAL_PORTS, SLEEP_CONTROL_OFFSET, SLEEP_STATUS_OFFSET,
-    SLEEP_TYPE_S5,
+    SLEEP_TYPE_S5, VMCLOCK_LEN,
 };
 use ram::GuestMemory;
 use vm_memory::Bytes;
 
 use crate::Error;
 use crate::layout::{
-    ACPI, ACPI_PORT, HIMEM_START, IOAPIC, LOCAL_APIC, SERIAL_GSI, SERIAL_PORT, VIRTIO_MMIO_LEN,
-    VirtioSlot,
+    ACPI, ACPI_END, ACPI_PORT, IOAPIC, LOCAL_APIC, SERIAL_GSI, SERIAL_PORT, VIRTIO_MMIO_LEN,
+    VMCLOCK, VMCLOCK_GSI, VMGENID, VMGENID_GSI, VirtioSlot,
 };
 
 const OEM: [u8; 6] = *b"KOMBI ";
@@ -37,6 +39,8 @@ const OEM_REVISION: u32 = 1;
 const DSDT_REVISION: u8 = 6;
 /// Bytes of a table's header.
 const TABLE_HEADER: u32 = 36;
+/// What a device is notified with when its page changed: both specifications say 0x80.
+const PAGE_CHANGED: u8 = 0x80;
 
 /// IAPC_BOOT_ARCH (ACPI 6.5, table 5.11): no VGA, no MSI, no CMOS clock, no
 /// keyboard controller to probe for.
@@ -45,7 +49,7 @@ const BOOT_ARCH: u16 = 1 << 2 | 1 << 3 | 1 << 5;
 /// Writes the tables of a machine with `vcpus` CPUs and `virtio` devices.
 pub(crate) fn write(memory: &GuestMemory, vcpus: u8, virtio: &[VirtioSlot]) -> Result<(), Error> {
     let tables = tables(vcpus, virtio);
-    debug_assert!(ACPI.0 + tables.len() as u64 <= HIMEM_START);
+    debug_assert!(ACPI.0 + tables.len() as u64 <= ACPI_END);
     memory
         .write_slice(&tables, ACPI)
         .map_err(|source| Error::WriteBootData { source })
@@ -132,6 +136,9 @@ fn dsdt(virtio: &[VirtioSlot]) -> impl Aml {
     for (index, slot) in virtio.iter().enumerate() {
         devices.virtio(index, *slot);
     }
+    devices.generation_id();
+    devices.clock();
+    devices.events();
     Scope::new("_SB_".into(), vec![&devices]).to_aml_bytes(&mut aml);
     dsdt.append_slice(&aml);
     dsdt
@@ -171,6 +178,73 @@ impl Devices {
                 &Name::new(
                     "_CRS".into(),
                     &ResourceTemplate::new(vec![&registers, &interrupt]),
+                ),
+            ],
+        )
+        .to_aml_bytes(&mut self.0);
+    }
+
+    /// Microsoft, "Virtual Machine Generation ID": found by its _CID.
+    fn generation_id(&mut self) {
+        let (low, high) = (VMGENID.0 as u32, (VMGENID.0 >> 32) as u32);
+        Device::new(
+            "VGEN".into(),
+            vec![
+                &Name::new("_HID".into(), &"VMGENCTR"),
+                &Name::new("_CID".into(), &"VM_Gen_Counter"),
+                &Name::new("_DDN".into(), &"VM_Gen_Counter"),
+                &Name::new("ADDR".into(), &Package::new(vec![&low, &high])),
+            ],
+        )
+        .to_aml_bytes(&mut self.0);
+    }
+
+    /// As Linux's ptp_vmclock looks for it.
+    fn clock(&mut self) {
+        let page = AddressSpace::new_memory(
+            AddressSpaceCacheable::Cacheable,
+            false,
+            VMCLOCK.0,
+            VMCLOCK.0 + VMCLOCK_LEN - 1,
+            None,
+        );
+        Device::new(
+            "VCLK".into(),
+            vec![
+                &Name::new("_HID".into(), &"AMZNC10C"),
+                &Name::new("_CID".into(), &"VMCLOCK"),
+                &Name::new("_DDN".into(), &"VMCLOCK"),
+                &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&page])),
+            ],
+        )
+        .to_aml_bytes(&mut self.0);
+    }
+
+    /// The generic event device (ACPI 6.5 §5.6.9): an interrupt is a notification.
+    fn events(&mut self) {
+        let line = |gsi| Interrupt::new(true, true, false, false, gsi);
+        Device::new(
+            "GED_".into(),
+            vec![
+                &Name::new("_HID".into(), &"ACPI0013"),
+                &Name::new(
+                    "_CRS".into(),
+                    &ResourceTemplate::new(vec![&line(VMGENID_GSI), &line(VMCLOCK_GSI)]),
+                ),
+                &Method::new(
+                    "_EVT".into(),
+                    1,
+                    true,
+                    vec![
+                        &If::new(
+                            &Equal::new(&Arg(0), &VMGENID_GSI),
+                            vec![&Notify::new(&Path::new("VGEN"), &PAGE_CHANGED)],
+                        ),
+                        &If::new(
+                            &Equal::new(&Arg(0), &VMCLOCK_GSI),
+                            vec![&Notify::new(&Path::new("VCLK"), &PAGE_CHANGED)],
+                        ),
+                    ],
                 ),
             ],
         )

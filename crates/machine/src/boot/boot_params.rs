@@ -10,10 +10,11 @@ use vm_memory::Bytes;
 use super::initrd::Initrd;
 use super::kernel::Kernel;
 use crate::Error;
-use crate::layout::{ACPI, CMDLINE, CONVENTIONAL_END, HIMEM_START, SETUP_DATA, ZERO_PAGE};
+use crate::layout::{ACPI, ACPI_END, CMDLINE, CONVENTIONAL_END, HIMEM_START, SETUP_DATA, ZERO_PAGE};
 
 /// e820 types (ACPI 6.5, table 15.4).
 const E820_RAM: u32 = 1;
+const E820_RESERVED: u32 = 2;
 const E820_ACPI: u32 = 3;
 
 const BOOT_FLAG: u16 = 0xaa55;
@@ -95,7 +96,8 @@ fn e820(map: MemoryMap) -> Vec<boot_e820_entry> {
     let entry = |addr, size, r#type| boot_e820_entry { addr, size, r#type };
     let mut entries = vec![
         entry(0, CONVENTIONAL_END, E820_RAM),
-        entry(ACPI.0, HIMEM_START - ACPI.0, E820_ACPI),
+        entry(ACPI.0, ACPI_END - ACPI.0, E820_ACPI),
+        entry(ACPI_END, HIMEM_START - ACPI_END, E820_RESERVED),
         entry(
             HIMEM_START,
             map.low_end.saturating_sub(HIMEM_START),

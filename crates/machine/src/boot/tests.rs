@@ -289,7 +289,8 @@ fn the_zero_page_tells_of_memory_command_line_ram_disk_and_acpi() {
         e820,
         [
             (0, 0x9_fc00, 1),
-            (0xe_0000, 0x2_0000, 3),
+            (0xe_0000, 0x1_e000, 3),
+            (0xf_e000, 0x2000, 2),
             (MIB, 3 * 1024 * MIB - MIB, 1),
             (4096 * MIB, 2048 * MIB, 1),
         ]

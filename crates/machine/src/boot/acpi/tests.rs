@@ -149,9 +149,32 @@ fn the_dsdt_names_soft_off_the_serial_port_and_each_virtio_device() {
 }
 
 #[test]
+fn the_dsdt_names_identifier_and_clock_and_the_events_that_notify_them() {
+    let tables = Tables::new(1, 0);
+    let dsdt = tables.dsdt();
+    // Name (ADDR, Package (2) { 0x000fe000, 0 })
+    let at = b"ADDR\x12\x08\x02\x0c\x00\xe0\x0f\x00\x00";
+    assert_eq!(count(dsdt, b"VM_Gen_Counter\0"), 2);
+    assert_eq!(count(dsdt, at), 1, "{dsdt:02x?}");
+    // QWordMemory (…, 0xff000 to 0xfffff)
+    let mut page = VMCLOCK.0.to_le_bytes().to_vec();
+    page.extend(0xf_ffff_u64.to_le_bytes());
+    assert_eq!(count(dsdt, b"AMZNC10C\0"), 1);
+    assert_eq!(count(dsdt, &page), 1);
+    for gsi in [VMGENID_GSI, VMCLOCK_GSI] {
+        // Interrupt (edge, high, exclusive) gsi
+        assert_eq!(count(dsdt, &[0x89, 6, 0, 0b0011, 1, gsi as u8, 0, 0, 0]), 1);
+    }
+    // Method (_EVT, 1, Serialized); Notify (VGEN, 0x80), Notify (VCLK, 0x80)
+    assert_eq!(count(dsdt, b"_EVT\x09"), 1);
+    assert_eq!(count(dsdt, b"\x86VGEN\x0a\x80"), 1);
+    assert_eq!(count(dsdt, b"\x86VCLK\x0a\x80"), 1);
+}
+
+#[test]
 fn the_largest_machine_fits_into_the_area() {
     let tables = Tables::new(32, 17);
-    assert!(ACPI.0 + (tables.0.len() as u64) < HIMEM_START);
+    assert!(ACPI.0 + (tables.0.len() as u64) < ACPI_END);
     assert_eq!(count(tables.dsdt(), b"LNRO0005\0"), 17);
 }
 
@@ -159,7 +182,8 @@ fn the_largest_machine_fits_into_the_area() {
 fn every_virtio_slot_has_a_pin_of_the_ioapic_and_lies_below_it() {
     for index in 0..blueprint::limits::VIRTIO_DEVICES_MAX {
         let slot = VirtioSlot::nth(index as u8);
-        assert!(slot.gsi < 24 && slot.gsi != SERIAL_GSI);
+        assert!(slot.gsi < 24);
+        assert!(![SERIAL_GSI, VMGENID_GSI, VMCLOCK_GSI].contains(&slot.gsi));
         assert!(slot.base + VIRTIO_MMIO_LEN <= u64::from(IOAPIC));
     }
 }

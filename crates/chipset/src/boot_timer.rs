@@ -79,6 +79,8 @@ impl Lifecycle for BootTimer {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
     use super::*;
 
     #[test]
@@ -99,6 +101,26 @@ mod tests {
             now.boot_ended(started),
             "Guest-boot-time =      0 us 0 ms,      0 CPU us 0 CPU ms"
         );
+    }
+
+    #[test]
+    fn only_the_magic_byte_at_the_first_address_is_logged() {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let log = tracing_subscriber::fmt()
+            .with_writer(std::sync::Mutex::new(writer))
+            .finish();
+        tracing::subscriber::with_default(log, || {
+            let mut timer = BootTimer::new(Moment::now());
+            for value in (0..=255).filter(|&value| value != MAGIC) {
+                timer.write(0, &[value]);
+            }
+            timer.write(1, &[MAGIC]);
+            timer.write(0, &[MAGIC, 0]);
+            timer.write(0, &[MAGIC]);
+        });
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        assert_eq!(text.matches("Guest-boot-time = ").count(), 1, "{text}");
     }
 
     #[test]

@@ -159,7 +159,10 @@ mod tests {
 
     fn line() -> (IrqLine, std::sync::mpsc::Receiver<bool>) {
         let (sender, receiver) = std::sync::mpsc::channel();
-        (IrqLine::new(move |high| sender.send(high).unwrap()), receiver)
+        (
+            IrqLine::new(move |high| sender.send(high).unwrap()),
+            receiver,
+        )
     }
 
     #[test]
@@ -193,7 +196,10 @@ mod tests {
             assert_eq!([events.recv(), events.recv()], [Ok(true), Ok(false)]);
         }
         let saved = clock.save();
-        assert_eq!((saved.sequence, saved.disruptions, saved.generation), (4, 2, 2));
+        assert_eq!(
+            (saved.sequence, saved.disruptions, saved.generation),
+            (4, 2, 2)
+        );
     }
 
     #[test]

@@ -131,7 +131,11 @@ mod tests {
         let mut device = VmGenId::new(ram.memory(), AT, event).unwrap();
         let first = id(&ram);
         assert_ne!(first, [0; 16]);
-        assert_eq!(rises.load(Ordering::SeqCst), 0, "a new machine has seen none");
+        assert_eq!(
+            rises.load(Ordering::SeqCst),
+            0,
+            "a new machine has seen none"
+        );
         device.bump().unwrap();
         assert_ne!(id(&ram), first);
         assert_eq!(device.save().id, id(&ram));

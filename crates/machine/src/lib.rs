@@ -26,7 +26,6 @@ mod machine;
 
 pub use chipset::Moment;
 pub use control::{Outcome, StopHandle};
-pub use chipset::Moment;
 pub use error::Error;
 pub use generation::{Generation, SavedGeneration};
 pub use machine::{Confine, Ended, Machine, Running, Stdio};

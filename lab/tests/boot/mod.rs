@@ -1,11 +1,11 @@
 //! A machine that boots a kernel with a shell script as PID 1.
 
-use std::io::Read;
+use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hv_soft::SoftHypervisor;
+use hv_soft::{SoftHypervisor, SoftPartition};
 use lab::initramfs::Initramfs;
 use machine::{Ended, Machine, Stdio};
 use tempfile::TempDir;
@@ -54,6 +54,19 @@ impl Boot {
 
     /// Boots with `script` as PID 1; returns how it ended and what it printed.
     pub(crate) fn run(&self, script: &str) -> (Ended, String) {
+        self.run_with(script, |_| |_: &str| {})
+    }
+
+    /// As [`Boot::run`]; `meet` sees the machine before it starts, and what it returns
+    /// each line of the console.
+    pub(crate) fn run_with<L>(
+        &self,
+        script: &str,
+        meet: impl FnOnce(&mut Machine<SoftPartition>) -> L,
+    ) -> (Ended, String)
+    where
+        L: FnMut(&str) + Send + 'static,
+    {
         let busybox = std::fs::read("/bin/busybox").expect("busybox-static is installed");
         let mounts = "/bin/busybox --install -s /bin; export PATH=/bin; \
                       mount -t proc p /proc; mount -t sysfs s /sys; mount -t devtmpfs d /dev";
@@ -84,12 +97,13 @@ impl Boot {
             .check()
             .unwrap();
 
-        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
         let stdio = Stdio {
             input: None,
             output: ours.into(),
         };
-        let machine = Machine::build(&blueprint, &self.engine, stdio).unwrap();
+        let mut machine = Machine::build(&blueprint, &self.engine, stdio).unwrap();
+        let mut hear = meet(&mut machine);
         let stop = machine.stop_handle();
         // Ends with the test's process.
         std::thread::spawn(move || {
@@ -97,9 +111,16 @@ impl Boot {
             stop.stop();
         });
         let reader = std::thread::spawn(move || {
-            let mut text = Vec::new();
-            theirs.read_to_end(&mut text).unwrap();
-            String::from_utf8_lossy(&text).replace('\r', "")
+            let mut text = String::new();
+            let mut line = Vec::new();
+            let mut console = BufReader::new(theirs);
+            while console.read_until(b'\n', &mut line).unwrap() > 0 {
+                let words = String::from_utf8_lossy(&line).replace('\r', "");
+                hear(words.trim_end());
+                text.push_str(&words);
+                line.clear();
+            }
+            text
         });
         let ended = machine.run().unwrap();
         (ended, reader.join().unwrap())

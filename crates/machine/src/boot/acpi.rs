@@ -8,8 +8,8 @@
 //! ```
 
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Arg, Device, EISAName, Equal, IO, If, Interrupt,
-    Memory32Fixed, Method, Name, Notify, Package, Path, ResourceTemplate, Scope,
+    self, AddressSpaceCacheable, Arg, Device, EISAName, Equal, IO, If, Interrupt, Memory32Fixed,
+    Method, Name, Notify, Package, Path, ResourceTemplate, Scope,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -201,7 +201,7 @@ impl Devices {
 
     /// As Linux's ptp_vmclock looks for it.
     fn clock(&mut self) {
-        let page = AddressSpace::new_memory(
+        let page = aml::AddressSpace::new_memory(
             AddressSpaceCacheable::Cacheable,
             false,
             VMCLOCK.0,

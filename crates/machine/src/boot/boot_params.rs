@@ -10,7 +10,9 @@ use vm_memory::Bytes;
 use super::initrd::Initrd;
 use super::kernel::Kernel;
 use crate::Error;
-use crate::layout::{ACPI, ACPI_END, CMDLINE, CONVENTIONAL_END, HIMEM_START, SETUP_DATA, ZERO_PAGE};
+use crate::layout::{
+    ACPI, ACPI_END, CMDLINE, CONVENTIONAL_END, HIMEM_START, SETUP_DATA, ZERO_PAGE,
+};
 
 /// e820 types (ACPI 6.5, table 15.4).
 const E820_RAM: u32 = 1;

@@ -257,6 +257,30 @@ fn the_boot_cpu_starts_with_the_kernels_state() {
 }
 
 #[test]
+fn the_boot_timer_answers_only_where_it_was_asked_for() {
+    let read = |guest: &Guest<'_>| {
+        let mut byte = [0x55];
+        guest.io.mmio_read(Gpa(0xc000_0000), &mut byte);
+        guest.io.mmio_write(Gpa(0xc000_0000), &[123]);
+        guest.say(&byte[0].to_string());
+        Ok(Exit::Halted)
+    };
+    let (_, text) = Bench::run(nothing(), read);
+    assert_eq!(text, "255");
+    let (mut bench, machine) = Bench::build(nothing(), read);
+    let mut machine = machine.unwrap();
+    machine.time_boot(crate::Moment::now()).unwrap();
+    assert!(matches!(
+        machine.time_boot(crate::Moment::now()),
+        Err(Error::Place { .. })
+    ));
+    machine.run().unwrap();
+    let mut text = String::new();
+    bench.console.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "0");
+}
+
+#[test]
 fn serial_output_reaches_the_console_and_the_report() {
     let (ended, text) = Bench::run(nothing(), |guest| {
         guest.say("hello\nprompt> ");

@@ -1,12 +1,20 @@
 //! How a machine comes to its end, whoever ends it: the guest, a vCPU, a
 //! stop from outside.
 //!
+//! And how its vCPUs are held in between.
+//!
+//! ```text
+//! vCPU:  run ──pause──▶ parked ──resume──▶ run       run ──HLT for good──▶ halted
+//!        any of them ──end──▶ gone
+//! ```
+//!
 //! Invariant: the first ending counts; from then on every vCPU is kicked out of
-//! its guest and the event loop wakes.
+//! its guest and the event loop wakes. While [`Control::pause`] has returned and
+//! nobody resumed, no vCPU runs guest code.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use hv::Kick;
 use rustix::event::{EventfdFlags, eventfd};
@@ -55,11 +63,52 @@ impl StopHandle {
     }
 }
 
+/// Changes a machine that runs, from any thread. Clones change the same machine.
+#[derive(Clone, Debug)]
+pub struct Controller {
+    control: Arc<Control>,
+}
+
+impl Controller {
+    pub(crate) fn new(control: Arc<Control>) -> Self {
+        Self { control }
+    }
+
+    /// Holds every vCPU; returns once none runs guest code any more. Pausing twice is
+    /// pausing once.
+    ///
+    /// # Errors
+    /// [`Gone`].
+    pub fn pause(&self) -> Result<(), Gone> {
+        self.control.pause().then_some(()).ok_or(Gone)
+    }
+
+    /// Lets the vCPUs go on.
+    ///
+    /// # Errors
+    /// [`Gone`].
+    pub fn resume(&self) -> Result<(), Gone> {
+        self.control.resume().then_some(()).ok_or(Gone)
+    }
+
+    /// Whether vCPUs are held.
+    pub fn is_paused(&self) -> bool {
+        self.control.is_paused()
+    }
+}
+
+/// The machine has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the machine has ended")]
+pub struct Gone;
+
 /// Shared by the vCPU threads, the event loop and the power devices.
 pub(crate) struct Control {
     ending: AtomicBool,
+    pausing: AtomicBool,
     wake: OwnedFd,
     state: Mutex<State>,
+    changed: Condvar,
 }
 
 #[derive(Default)]
@@ -67,6 +116,7 @@ struct State {
     ended: Option<Result<Outcome, Error>>,
     kickers: Vec<Arc<dyn Kick>>,
     halted: usize,
+    parked: usize,
 }
 
 impl std::fmt::Debug for Control {
@@ -87,8 +137,10 @@ impl Control {
         })?;
         Ok(Self {
             ending: AtomicBool::new(false),
+            pausing: AtomicBool::new(false),
             wake,
             state: Mutex::default(),
+            changed: Condvar::new(),
         })
     }
 
@@ -109,6 +161,7 @@ impl Control {
             kicker.kick();
         }
         drop(state);
+        self.changed.notify_all();
         // It only fails when 2^64 - 1 writes were never read: it is readable then.
         let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
     }
@@ -119,9 +172,57 @@ impl Control {
         state.halted += 1;
         let all = state.halted >= state.kickers.len();
         drop(state);
+        self.changed.notify_all();
         if all {
             self.end(Ok(Outcome::PowerOff));
         }
+    }
+
+    /// Holds every vCPU; returns when none runs guest code any more, or with `false`
+    /// when the machine ended before.
+    pub(crate) fn pause(&self) -> bool {
+        let mut state = self.lock();
+        self.pausing.store(true, Ordering::SeqCst);
+        for kicker in &state.kickers {
+            kicker.kick();
+        }
+        while state.ended.is_none() && state.parked + state.halted < state.kickers.len() {
+            state = self.wait(state);
+        }
+        state.ended.is_none()
+    }
+
+    /// Lets every vCPU go on; `false` when the machine ended before.
+    pub(crate) fn resume(&self) -> bool {
+        let state = self.lock();
+        self.pausing.store(false, Ordering::SeqCst);
+        self.changed.notify_all();
+        state.ended.is_none()
+    }
+
+    /// Whether vCPUs are held.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.pausing.load(Ordering::SeqCst)
+    }
+
+    /// On a vCPU's thread, between runs: waits as long as vCPUs are held.
+    pub(crate) fn park_while_paused(&self) {
+        if !self.is_paused() {
+            return;
+        }
+        let mut state = self.lock();
+        state.parked += 1;
+        self.changed.notify_all();
+        while self.is_paused() && state.ended.is_none() {
+            state = self.wait(state);
+        }
+        state.parked -= 1;
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed
+            .wait(state)
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the machine is ending.
@@ -151,5 +252,115 @@ impl chipset::PowerEvents for Control {
 
     fn power_off(&self) {
         self.end(Ok(Outcome::PowerOff));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU64;
+    use std::time::Duration;
+
+    use super::*;
+
+    /// A vCPU that counts until it is kicked.
+    #[derive(Default)]
+    struct Counter {
+        kicked: AtomicBool,
+        count: AtomicU64,
+    }
+
+    impl Kick for Counter {
+        fn kick(&self) {
+            self.kicked.store(true, Ordering::SeqCst);
+        }
+    }
+
+    impl Counter {
+        fn live(&self, control: &Control) {
+            loop {
+                control.park_while_paused();
+                if control.is_ending() {
+                    return;
+                }
+                while !self.kicked.swap(false, Ordering::SeqCst) {
+                    self.count.fetch_add(1, Ordering::SeqCst);
+                }
+            }
+        }
+
+        fn now(&self) -> u64 {
+            self.count.load(Ordering::SeqCst)
+        }
+    }
+
+    fn counters(control: &Arc<Control>, n: usize) -> Vec<Arc<Counter>> {
+        let counters: Vec<Arc<Counter>> = (0..n).map(|_| Arc::default()).collect();
+        for counter in &counters {
+            control.add(counter.clone());
+        }
+        counters
+    }
+
+    #[test]
+    fn no_vcpu_runs_between_pause_and_resume() {
+        let control = Arc::new(Control::new().unwrap());
+        let counters = counters(&control, 3);
+        std::thread::scope(|scope| {
+            for counter in &counters {
+                scope.spawn(|| counter.live(&control));
+            }
+            let controller = Controller::new(control.clone());
+            for _ in 0..20 {
+                controller.pause().unwrap();
+                controller.pause().unwrap();
+                assert!(controller.is_paused());
+                let before: Vec<_> = counters.iter().map(|counter| counter.now()).collect();
+                std::thread::sleep(Duration::from_millis(2));
+                let after: Vec<_> = counters.iter().map(|counter| counter.now()).collect();
+                assert_eq!(before, after);
+                controller.resume().unwrap();
+                for (counter, before) in counters.iter().zip(before) {
+                    while counter.now() == before {
+                        std::thread::yield_now();
+                    }
+                }
+            }
+            control.end(Ok(Outcome::Stopped));
+        });
+    }
+
+    #[test]
+    fn a_machine_paused_before_its_start_does_not_start_and_a_paused_one_can_end() {
+        let control = Arc::new(Control::new().unwrap());
+        let counters = counters(&control, 2);
+        std::thread::scope(|scope| {
+            let pausing = scope.spawn(|| control.pause());
+            while !control.is_paused() {
+                std::thread::yield_now();
+            }
+            for counter in &counters {
+                scope.spawn(|| counter.live(&control));
+            }
+            assert!(pausing.join().unwrap());
+            assert!(counters.iter().all(|counter| counter.now() == 0));
+            control.end(Ok(Outcome::Stopped));
+        });
+        let controller = Controller::new(control);
+        assert_eq!(
+            (controller.pause(), controller.resume()),
+            (Err(Gone), Err(Gone))
+        );
+    }
+
+    #[test]
+    fn a_vcpu_that_halted_for_good_is_not_waited_for() {
+        let control = Arc::new(Control::new().unwrap());
+        let counters = counters(&control, 2);
+        control.halted();
+        std::thread::scope(|scope| {
+            scope.spawn(|| counters[0].live(&control));
+            assert!(control.pause());
+            control.end(Ok(Outcome::Stopped));
+        });
     }
 }

@@ -25,7 +25,7 @@ mod layout;
 mod machine;
 
 pub use chipset::Moment;
-pub use control::{Outcome, StopHandle};
+pub use control::{Controller, Gone, Outcome, StopHandle};
 pub use error::Error;
 pub use generation::{Generation, SavedGeneration};
 pub use machine::{Confine, Ended, Machine, Running, Stdio};

@@ -18,7 +18,7 @@ use chipset::{BOOT_TIMER_LEN, BootTimer, Moment};
 use hv::{Exit, Hypervisor, Io, Partition, Vcpu, VcpuState};
 use ram::{ByteSize, GuestRam};
 
-use crate::control::{Control, Outcome, StopHandle};
+use crate::control::{Control, Controller, Outcome, StopHandle};
 use crate::devices::Devices;
 use crate::event_loop::EventLoop;
 use crate::generation::Generation;
@@ -174,6 +174,11 @@ pub struct Running {
 }
 
 impl Running {
+    /// Changes the machine from any thread.
+    pub fn controller(&self) -> Controller {
+        Controller::new(self.control.clone())
+    }
+
     /// Stops the machine from any thread.
     pub fn stop_handle(&self) -> StopHandle {
         StopHandle::new(self.control.clone())
@@ -238,7 +243,11 @@ impl Ended {
 fn run_vcpu(index: u8, mut vcpu: impl Vcpu, io: &IoSpace, control: &Arc<Control>) {
     let _guard = PanicGuard { index, control };
     let io: &dyn Io = io;
-    while !control.is_ending() {
+    loop {
+        control.park_while_paused();
+        if control.is_ending() {
+            return;
+        }
         match vcpu.run(io) {
             Ok(Exit::Kicked) => {}
             Ok(Exit::Halted) => return control.halted(),

@@ -10,6 +10,8 @@ MAKEFLAGS += --no-print-directory
 GUEST_TARGET := x86_64-unknown-linux-gnu
 GUEST := target/guest
 RELEASE := target/release
+# A jail has no libc.so. Position-independent: addresses stay random.
+JAIL_FLAGS := -C target-feature=+crt-static
 # static, at a fixed address: no start-up relocations
 INIT_FLAGS := -C target-feature=+crt-static -C relocation-model=static
 INIT := target/$(GUEST_TARGET)/guest/kombi-init
@@ -42,9 +44,12 @@ debian-kernels: ## Fetch Debian's stock kernels, which tests boot unchanged (cac
 	@guest/debian-kernels.sh $(GUEST)
 
 .PHONY: programs
-programs: ## Build target/release/kombi, target/release/kombi-vmm and the guest's init
-	$(call say,kombi and kombi-vmm)
-	@cargo build --release --locked -p cli -p vmm
+programs: ## Build kombi, kombi-vmm and kombi-jailer in target/release, and the guest's init
+	$(call say,kombi)
+	@cargo build --release --locked -p cli
+	$(call say,kombi-vmm and kombi-jailer: static)
+	@RUSTFLAGS="$(JAIL_FLAGS)" cargo build --release --locked --target $(GUEST_TARGET) -p vmm -p jailer
+	@for program in kombi-vmm kombi-jailer; do ln -f target/$(GUEST_TARGET)/release/$$program $(RELEASE)/$$program; done
 	$(call say,guest init)
 	@RUSTFLAGS="$(INIT_FLAGS)" cargo build --locked --profile guest --target $(GUEST_TARGET) -p guest_init
 	@mkdir -p $(GUEST)

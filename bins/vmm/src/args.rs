@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use blueprint::{CpuModel, Engine};
 use clap::{Parser, ValueEnum};
 use hv_soft::Failing;
+use rustix::time::{ClockId, clock_gettime};
 
 /// Most characters of `--id`, as in Firecracker.
 const ID_BYTES_MAX: usize = 64;
@@ -88,9 +89,35 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) no_seccomp: bool,
 
+    /// What the jailer tells: when it started, the processor time that this process had
+    /// used when it became the monitor, and what its parents had used (microseconds).
+    #[arg(long, value_name = "MICROSECONDS", hide = true)]
+    pub(crate) start_time_us: Option<u64>,
+    #[arg(long, value_name = "MICROSECONDS", hide = true)]
+    pub(crate) start_time_cpu_us: Option<u64>,
+    #[arg(long, value_name = "MICROSECONDS", hide = true)]
+    pub(crate) parent_cpu_time_us: Option<u64>,
+
     /// Be killed when the thread that started this process ends.
     #[arg(long)]
     pub(crate) die_with_parent: bool,
+}
+
+impl Args {
+    /// Wall and processor time since the jailer started, if one did, in microseconds.
+    pub(crate) fn start_up(&self) -> Option<(u64, u64)> {
+        let now = |clock| {
+            let now = clock_gettime(clock);
+            now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1_000
+        };
+        let wall = now(ClockId::Monotonic).saturating_sub(self.start_time_us?);
+        // This process's clock went on when it became the monitor; what was before is told.
+        let cpu = now(ClockId::ProcessCPUTime).saturating_sub(self.start_time_cpu_us?);
+        Some((
+            wall,
+            cpu.saturating_add(self.parent_cpu_time_us.unwrap_or(0)),
+        ))
+    }
 }
 
 /// `--fail-engine`.

@@ -135,6 +135,9 @@ fn run(args: &Args, status: &mut Status) -> Result<u8, Failure> {
         mib = blueprint.memory_mib(),
         "started"
     );
+    if let Some((wall_us, cpu_us)) = args.start_up() {
+        tracing::info!(wall_us, cpu_us, "time since the jailer started");
+    }
     let ended = running.wait();
     if let Some(metrics) = metrics {
         metrics.end();

@@ -1,6 +1,7 @@
 //! Signals: host faults inside translated code, the poll page, the vCPU's timer.
 //!
 //! ```text
+//! SIGBUS in a mapped file ──▶ `ram` repairs it
 //! SIGSEGV SIGBUS SIGFPE SIGILL SIGTRAP
 //!   pc in the code cache ──▶ note it in the context, continue at the exit thunk
 //!   pc anywhere else ──────▶ whoever handled it before us
@@ -335,6 +336,11 @@ extern "C" fn on_fault(signal: i32, info: *mut libc::siginfo_t, ucontext: *mut l
     unsafe {
         let registers = &mut (*ucontext.cast::<libc::ucontext_t>()).uc_mcontext.gregs;
         let pc = registers[libc::REG_RIP as usize] as u64;
+        // A mapped file became shorter: zeros are in its place now.
+        let lost = signal == libc::SIGBUS && (*info).si_code == libc::BUS_ADRERR;
+        if lost && ram::repair((*info).si_addr() as u64) {
+            return;
+        }
         if running.is_null() {
             return chain(signal, info, ucontext);
         }

@@ -1,9 +1,9 @@
 //! The guest's memory as the engine reads and writes it: by guest-physical
 //! address, with a race-tolerant copy, never as a Rust slice.
 //!
-//! Invariant: [`Ram::contains`] was asked before every raw access; the mapping
-//! lives as long as `self`. Bytes that a device or the guest changes meanwhile
-//! may be torn, as they are on hardware.
+//! Invariant: [`Ram::contains`] was asked before every raw load, and [`Ram::allows`]
+//! before every raw store; the mapping lives as long as `self`. Bytes that a device or the
+//! guest changes meanwhile may be torn, as they are on hardware.
 //!
 //! Left to others: which stores hit translated code (`blocks`), dirty pages
 //! (`mmu`).
@@ -11,7 +11,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ram::{Gpa, GuestRam};
+use ram::{Gpa, GuestRam, Kind};
 
 /// Bytes of a page.
 pub(crate) const PAGE: u64 = 4096;
@@ -22,22 +22,27 @@ pub(crate) struct Ram {
     base: u64,
     low_end: u64,
     high: (u64, u64),
+    /// Whether there is anything behind these two, of which `ram` knows more.
+    further: bool,
 }
 
 impl Ram {
     pub(crate) fn new(ram: GuestRam) -> Self {
-        let mut regions = ram.regions();
-        let low_end = regions.next().map_or(0, |region| region.end().0);
-        let high = regions
-            .next()
-            .map_or((0, 0), |region| (region.start.0, region.end().0));
-        drop(regions);
+        let mut memory = ram
+            .regions()
+            .filter(|region| region.kind == Kind::Memory)
+            .map(|region| (region.start.0, region.end().0));
+        let low_end = memory.next().map_or(0, |(_, end)| end);
+        let high = memory.next().unwrap_or((0, 0));
+        drop(memory);
+        let further = ram.regions().any(|region| region.kind != Kind::Memory);
         let base = ram.host_base().as_ptr() as u64;
         Self {
             ram,
             base,
             low_end,
             high,
+            further,
         }
     }
 
@@ -53,8 +58,22 @@ impl Ram {
     /// Whether there is memory at all of `len` bytes from `pa`; `len` at most 4 KiB.
     #[inline]
     pub(crate) fn contains(&self, pa: u64, len: u64) -> bool {
+        self.allows(pa, len, false)
+    }
+
+    /// Whether there is memory at all of `len` bytes from `pa` that may be loaded, and
+    /// stored into if `write`.
+    #[inline]
+    pub(crate) fn allows(&self, pa: u64, len: u64, write: bool) -> bool {
         let inside = |start: u64, end: u64| pa >= start && pa < end && len <= end - pa;
-        inside(0, self.low_end) || inside(self.high.0, self.high.1)
+        inside(0, self.low_end)
+            || inside(self.high.0, self.high.1)
+            || (self.further && self.allows_further(pa, len, write))
+    }
+
+    #[cold]
+    fn allows_further(&self, pa: u64, len: u64, write: bool) -> bool {
+        self.ram.allows(Gpa(pa), len, write)
     }
 
     /// Host address of guest-physical `pa`, which must be memory.
@@ -63,10 +82,11 @@ impl Ram {
         self.base.wrapping_add(pa)
     }
 
-    /// The entry of a page table, or `None` where there is no memory.
+    /// The entry of a page table, or `None` where there is no memory for one: walks store
+    /// into it.
     #[inline]
     pub(crate) fn entry(&self, pa: u64) -> Option<&AtomicU64> {
-        if pa & 7 != 0 || !self.contains(pa, 8) {
+        if pa & 7 != 0 || !self.allows(pa, 8, true) {
             return None;
         }
         // SAFETY: eight aligned bytes of guest memory, checked above, mapped as
@@ -94,7 +114,7 @@ impl Ram {
 
     /// Copies into memory; false, and nothing done, where there is none.
     pub(crate) fn write(&self, pa: u64, from: &[u8]) -> bool {
-        if !self.contains(pa, from.len() as u64) {
+        if !self.allows(pa, from.len() as u64, true) {
             return false;
         }
         // SAFETY: as in `read`, the other way round.
@@ -126,7 +146,7 @@ impl Ram {
     /// Stores a number of 1, 2, 4 or 8 bytes.
     #[inline]
     pub(crate) fn store(&self, pa: u64, size: usize, value: u64) -> bool {
-        if !self.contains(pa, size as u64) {
+        if !self.allows(pa, size as u64, true) {
             return false;
         }
         let at = self.host(pa);
@@ -146,7 +166,7 @@ impl Ram {
     /// the ranges overlap; false where either lacks memory. Both lie in one page.
     pub(crate) fn copy_up(&self, to: u64, from: u64, count: u64, size: u64) -> bool {
         let len = count.saturating_mul(size);
-        if !self.contains(to, len) || !self.contains(from, len) {
+        if !self.allows(to, len, true) || !self.contains(from, len) {
             return false;
         }
         if to > from && to < from + len {
@@ -172,7 +192,7 @@ impl Ram {
     /// `rep stos` upwards within a page.
     pub(crate) fn fill_up(&self, to: u64, count: u64, size: u64, value: u64) -> bool {
         let len = count.saturating_mul(size);
-        if !self.contains(to, len) {
+        if !self.allows(to, len, true) {
             return false;
         }
         if size == 1 || value == 0 {

@@ -182,7 +182,7 @@ impl Cpu {
     /// there is dropped.
     pub(crate) fn write_physical(&mut self, pa: u64, bytes: &[u8]) {
         let len = bytes.len() as u64;
-        if !self.ram.contains(pa, len) {
+        if !self.ram.allows(pa, len, true) {
             return;
         }
         self.written.set(pa >> 12);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use hv::{Error, GuestRam, Hypervisor, Interrupts, Partition};
+use ram::AccessListener;
 use translations::Translations;
 use translator::block::{Block, Request, Thunks};
 use x86::features::{CpuModel, Feature, Features};
@@ -176,6 +177,8 @@ impl Hypervisor for SoftHypervisor {
         let chips = Arc::new(Chips::new(bells.clone()));
         let pages = Ram::new(memory.clone()).page_end();
         let peers = Arc::new(Peers::new(&bells, pages));
+        let listener: Arc<dyn AccessListener> = Arc::clone(&peers) as _;
+        memory.listen(Arc::downgrade(&listener));
         let clock = Clock::new();
         let saver = self.kept.as_ref().and_then(Saver::start);
         let mut cpus = Vec::new();

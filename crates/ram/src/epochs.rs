@@ -12,17 +12,16 @@
 //! Left to others: recording the writes of guest code. Every write through
 //! `vm_memory` is recorded here, by way of [`RegionEpochs`].
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
 
 use crate::Gpa;
-use crate::layout::{HIGH_START, LOW_END, Layout, PAGE_SIZE};
+use crate::access::Access;
+use crate::layout::{Layout, PAGE_SIZE};
 use crate::map::{zeroed_u32, zeroed_u64};
-
-const LOW_PAGES_MAX: u64 = LOW_END / PAGE_SIZE;
-const HIGH_FIRST_PAGE: u64 = HIGH_START / PAGE_SIZE;
 
 /// A moment in the history of writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,11 +48,22 @@ pub struct PageEpochs {
     queue: Mutex<Vec<Gpa>>,
     pending: AtomicBool,
     low_pages: u64,
+    /// Regions behind the low one: first page, and its index.
+    others: Vec<(Range<u64>, u64)>,
 }
 
 impl PageEpochs {
     pub(crate) fn new(layout: &Layout) -> Self {
-        let pages = usize::try_from(layout.bytes() / PAGE_SIZE).unwrap_or(usize::MAX);
+        let mut regions = layout.regions();
+        let low_pages = regions.next().map_or(0, |low| low.len / PAGE_SIZE);
+        let mut pages = low_pages;
+        let mut others = Vec::new();
+        for region in regions {
+            let first = region.start.0 / PAGE_SIZE;
+            others.push((first..region.end().0 / PAGE_SIZE, pages));
+            pages += region.len / PAGE_SIZE;
+        }
+        let pages = usize::try_from(pages).unwrap_or(usize::MAX);
         let words = pages.div_ceil(64);
         Self {
             now: AtomicU32::new(Cursor::START.0),
@@ -62,7 +72,8 @@ impl PageEpochs {
             queued: zeroed_u64(words),
             queue: Mutex::default(),
             pending: AtomicBool::new(false),
-            low_pages: layout.low.len / PAGE_SIZE,
+            low_pages,
+            others,
         }
     }
 
@@ -211,7 +222,9 @@ impl PageEpochs {
         let index = if page < self.low_pages {
             page
         } else {
-            page.checked_sub(HIGH_FIRST_PAGE)? + LOW_PAGES_MAX
+            let holds = |(pages, _): &&(Range<u64>, u64)| pages.contains(&page);
+            let (pages, index) = self.others.iter().find(holds)?;
+            page - pages.start + index
         };
         usize::try_from(index)
             .ok()
@@ -220,11 +233,8 @@ impl PageEpochs {
 
     fn page_at(&self, index: usize) -> Gpa {
         let index = index as u64;
-        let page = if index < LOW_PAGES_MAX {
-            index
-        } else {
-            index - LOW_PAGES_MAX + HIGH_FIRST_PAGE
-        };
+        let behind = self.others.iter().rev().find(|(_, first)| index >= *first);
+        let page = behind.map_or(index, |(pages, first)| index - first + pages.start);
         Gpa(page * PAGE_SIZE)
     }
 }
@@ -235,6 +245,7 @@ impl PageEpochs {
 pub struct RegionEpochs {
     pub(crate) epochs: Arc<PageEpochs>,
     pub(crate) start: Gpa,
+    pub(crate) access: Arc<Access>,
     pub(crate) _keeps: Arc<crate::map::Span>,
 }
 
@@ -242,6 +253,7 @@ pub struct RegionEpochs {
 #[derive(Clone, Copy, Debug)]
 pub struct EpochSlice<'a> {
     epochs: &'a PageEpochs,
+    access: &'a Access,
     start: Gpa,
 }
 
@@ -249,6 +261,13 @@ impl EpochSlice<'_> {
     // vm_memory checked its bounds; wrapping can only mark too much.
     fn at(&self, offset: usize) -> Gpa {
         Gpa(self.start.0.wrapping_add(offset as u64))
+    }
+
+    /// Whether the first `len` bytes of the slice may be reached by the guest now:
+    /// a device asks before it does on the guest's behalf.
+    #[must_use]
+    pub fn allows(&self, len: usize, write: bool) -> bool {
+        self.access.allows(self.start, len as u64, write)
     }
 }
 
@@ -268,6 +287,7 @@ impl Bitmap for RegionEpochs {
     fn slice_at(&self, offset: usize) -> EpochSlice<'_> {
         let whole = EpochSlice {
             epochs: &self.epochs,
+            access: &self.access,
             start: self.start,
         };
         EpochSlice {

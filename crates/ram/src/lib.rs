@@ -1,29 +1,37 @@
 //! Guest memory: addresses, the memfd behind it, which page was written when.
 //!
 //! ```text
-//! guest-physical   0 ────── low ─────▶ 3 GiB ── gap ── 4 GiB ── high ──▶
-//! host             base + guest-physical, for every byte of both regions
-//! memfd            low, then high, without the gap
+//! guest-physical   0 ────── low ─────▶ 3 GiB ── gap ── 4 GiB ── high ──▶ further ──▶
+//! host             base + guest-physical, for every byte of every region
+//! memfd            low, then high, without the gap, then what is pluggable
 //! ```
+//!
+//! Further regions are files of the host, and memory that is plugged in blocks. They are
+//! reserved when the machine is made; what of them may be reached changes later.
 //!
 //! Invariants: the host address of a guest byte is [`GuestRam::host_base`] plus
 //! its guest-physical address; the mapping lives as long as anything that can
-//! reach it; every write through [`GuestMemory`] is recorded in [`PageEpochs`].
+//! reach it; every write through [`GuestMemory`] is recorded in [`PageEpochs`]; no access
+//! to a region's host addresses ends the process, read-only files' excepted.
 //!
 //! Left to others: writes of guest code (the engines record those themselves),
 //! what the memory is used for (`machine`).
 
+mod access;
 mod epochs;
 mod layout;
 mod map;
+mod vanished;
 pub mod volatile;
 
 #[cfg(test)]
 mod tests;
 
+pub use access::AccessListener;
 pub use epochs::{Cursor, EpochSlice, PageEpochs, RegionEpochs};
-pub use layout::{ByteSize, HIGH_START, LOW_END, PAGE_SIZE, Region};
+pub use layout::{ByteSize, FILE_ALIGNMENT, Further, HIGH_START, Kind, LOW_END, PAGE_SIZE, Region};
 pub use map::{GuestMemory, GuestRam, populate, zeroed_u32, zeroed_u64};
+pub use vanished::repair;
 pub use vm_memory::GuestAddress as Gpa;
 
 /// Why guest memory could not be made.
@@ -38,6 +46,26 @@ pub enum Error {
         bytes: u64,
         /// The largest size.
         most: u64,
+    },
+    /// Blocks that do not make up a region.
+    #[error(
+        "{len} bytes of pluggable memory are no multiple of {block}, a power of two from 2 MiB"
+    )]
+    Blocks {
+        /// Bytes of the region.
+        len: u64,
+        /// Bytes of a block.
+        block: u64,
+    },
+    /// A range of addresses that is not what was asked for.
+    #[error("guest addresses {at:#x}+{len:#x} are not {wanted}")]
+    Range {
+        /// First address.
+        at: u64,
+        /// Bytes.
+        len: u64,
+        /// What they should be.
+        wanted: &'static str,
     },
     /// The host's kernel refused.
     #[error("failed to {doing} for {bytes} bytes of guest memory")]

@@ -1,23 +1,26 @@
 //! The mapping of guest memory into this process.
 //!
-//! Invariant: one reserved span of addresses holds both regions at their
+//! Invariant: one reserved span of addresses holds all regions at their
 //! guest-physical offsets; the rest of it, and the page after it, is
 //! inaccessible. It is unmapped when the last handle that can reach it goes.
 #![allow(unsafe_code)] // mmap and munmap, vm_memory's regions made from raw mappings, zeroed atomics
 
 use std::ffi::c_void;
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
 
+use crate::access::{Access, AccessListener, Blocks};
 use crate::epochs::{PageEpochs, RegionEpochs};
-use crate::layout::{ByteSize, Layout, PAGE_SIZE, Region};
+use crate::layout::{ByteSize, Further, Kind, Layout, PAGE_SIZE, Region};
+use crate::vanished::Watched;
 use crate::{Error, Gpa};
 
 /// Guest memory as rust-vmm crates want it: implements `vm_memory`'s
@@ -30,13 +33,24 @@ pub struct GuestRam {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
 struct Inner {
     layout: Layout,
     memory: GuestMemory,
     epochs: Arc<PageEpochs>,
+    /// By region.
+    access: Vec<Arc<Access>>,
+    listeners: Mutex<Vec<Weak<dyn AccessListener>>>,
     span: Arc<Span>,
     memfd: OwnedFd,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inner")
+            .field("layout", &self.layout)
+            .field("span", &self.span)
+            .finish_non_exhaustive()
+    }
 }
 
 /// The reserved addresses. Handles inside of [`RegionEpochs`] keep it mapped.
@@ -44,6 +58,8 @@ struct Inner {
 pub(crate) struct Span {
     base: NonNull<u8>,
     len: usize,
+    /// The host's files in it.
+    files: Vec<Watched>,
 }
 
 // SAFETY: `Span` only carries the address of a mapping and unmaps it once, in
@@ -64,11 +80,15 @@ impl Span {
             )
         }?;
         let base = NonNull::new(base.cast()).ok_or(rustix::io::Errno::NOMEM)?;
-        Ok(Self { base, len })
+        Ok(Self {
+            base,
+            len,
+            files: Vec::new(),
+        })
     }
 
-    /// Maps `region` of `memfd` at its place.
-    fn map(&self, region: &Region, memfd: BorrowedFd<'_>) -> rustix::io::Result<NonNull<u8>> {
+    /// The host address of `region`, which must lie in the span.
+    fn place(&self, region: &Region) -> rustix::io::Result<(NonNull<u8>, usize)> {
         let (Ok(offset), Ok(len)) = (usize::try_from(region.start.0), usize::try_from(region.len))
         else {
             return Err(rustix::io::Errno::NOMEM);
@@ -76,10 +96,16 @@ impl Span {
         if offset.checked_add(len).is_none_or(|end| end > self.len) {
             return Err(rustix::io::Errno::NOMEM);
         }
-        // SAFETY: offset + len lies inside the span, checked above; the span is
-        // ours, so that MAP_FIXED replaces nothing but its reservation.
-        let at = unsafe {
-            let at = self.base.add(offset);
+        // SAFETY: offset + len lies inside the span, checked above.
+        Ok((unsafe { self.base.add(offset) }, len))
+    }
+
+    /// Maps `region` of `memfd` at its place.
+    fn map(&self, region: &Region, memfd: BorrowedFd<'_>) -> rustix::io::Result<NonNull<u8>> {
+        let (at, len) = self.place(region)?;
+        // SAFETY: the range lies inside the span, which is ours, so that MAP_FIXED
+        // replaces nothing but its reservation.
+        unsafe {
             rustix::mm::mmap(
                 at.as_ptr().cast::<c_void>(),
                 len,
@@ -90,14 +116,39 @@ impl Span {
             )?;
             // A core dump of the monitor must not carry the guest's secrets.
             rustix::mm::madvise(at.as_ptr().cast::<c_void>(), len, Advice::LinuxDontDump)?;
-            at
-        };
+        }
+        Ok(at)
+    }
+
+    /// Maps `file`, of `file_len` bytes, at the place of `region`, zeros behind it.
+    fn map_file(
+        &mut self,
+        region: &Region,
+        file: File,
+        file_len: u64,
+        protection: ProtFlags,
+    ) -> std::io::Result<NonNull<u8>> {
+        let (at, len) = self.place(region)?;
+        let of_file = file_len.next_multiple_of(PAGE_SIZE).min(region.len);
+        // SAFETY: as in `map`.
+        unsafe {
+            let start = at.as_ptr().cast::<c_void>();
+            let fixed = MapFlags::FIXED | MapFlags::NORESERVE;
+            rustix::mm::mmap_anonymous(start, len, protection, MapFlags::PRIVATE | fixed)?;
+            let shared = MapFlags::SHARED | fixed;
+            rustix::mm::mmap(start, of_file as usize, protection, shared, &file, 0)?;
+            rustix::mm::madvise(start, len, Advice::LinuxDontDump)?;
+        }
+        self.files
+            .push(Watched::new(at.as_ptr() as u64, of_file, file.into())?);
         Ok(at)
     }
 }
 
 impl Drop for Span {
     fn drop(&mut self) {
+        // First: whatever is mapped here next is not theirs.
+        self.files.clear();
         // SAFETY: the mapping is ours, and whoever could reach it held a handle
         // of this span.
         let result = unsafe { rustix::mm::munmap(self.base.as_ptr().cast::<c_void>(), self.len) };
@@ -112,55 +163,108 @@ impl GuestRam {
     /// # Errors
     /// [`Error::Size`], or [`Error::Host`] when the host cannot reserve it.
     pub fn new(size: ByteSize) -> Result<Self, Error> {
-        let layout = Layout::new(size)?;
-        let bytes = layout.bytes();
-        let host = |doing| {
-            move |errno: rustix::io::Errno| Error::Host {
-                doing,
-                bytes,
-                source: errno.into(),
-            }
-        };
+        Self::with(size, Vec::new())
+    }
 
-        let memfd = make_memfd(bytes).map_err(host("make a memfd"))?;
+    /// As [`GuestRam::new`], with `further` regions behind it: the last ones of
+    /// [`GuestRam::regions`], in this order.
+    ///
+    /// # Errors
+    /// Besides, [`Error::Blocks`].
+    pub fn with(size: ByteSize, further: Vec<Further>) -> Result<Self, Error> {
+        let mut layout = Layout::new(size)?;
+        let mut files = Vec::new();
+        for further in further {
+            match further {
+                Further::File { file, read_only } => {
+                    let meta = file.metadata().map_err(host("examine a file", 0))?;
+                    layout.add_file(meta.len(), read_only)?;
+                    files.push((file, meta.len()));
+                }
+                Further::Pluggable { len, block } => {
+                    layout.add_pluggable(len, block)?;
+                }
+            }
+        }
+        Self::map(layout, files)
+    }
+
+    /// `files` are those of the layout, with their lengths.
+    fn map(layout: Layout, files: Vec<(File, u64)>) -> Result<Self, Error> {
+        let bytes = layout.memfd_bytes;
+        let memfd = make_memfd(bytes).map_err(host("make a memfd", bytes))?;
         let guarded = layout.end().0 + PAGE_SIZE;
-        let span = usize::try_from(guarded)
+        let mut span = usize::try_from(guarded)
             .map_err(|_| rustix::io::Errno::NOMEM)
             .and_then(Span::reserve)
-            .map_err(host("reserve addresses"))?;
-        let span = Arc::new(span);
+            .map_err(host("reserve addresses", guarded))?;
         let epochs = Arc::new(PageEpochs::new(&layout));
 
-        let mut regions = Vec::with_capacity(2);
+        let mut files = files.into_iter();
+        let mut mapped = Vec::new();
         for region in layout.regions() {
-            let at = span
-                .map(&region, memfd.as_fd())
-                .map_err(host("map the memfd"))?;
+            let (read, both) = (ProtFlags::READ, ProtFlags::READ | ProtFlags::WRITE);
+            let (access, protection) = match region.kind {
+                Kind::Memory => (Access::All, both),
+                Kind::Pluggable { block } => {
+                    let blocks = Blocks::new(region.start, region.len, block);
+                    (Access::Blocks(blocks), both)
+                }
+                Kind::File { read_only: false } => (Access::All, both),
+                Kind::File { read_only: true } => (Access::ReadOnly, read),
+            };
+            let at = match region.kind {
+                Kind::Memory | Kind::Pluggable { .. } => span
+                    .map(&region, memfd.as_fd())
+                    .map_err(host("map the memfd", region.len))?,
+                Kind::File { .. } => {
+                    let (file, len) = files.next().ok_or(rustix::io::Errno::INVAL).map_err(
+                        // `with` made one per region.
+                        host("map a file", region.len),
+                    )?;
+                    span.map_file(&region, file, len, protection)
+                        .map_err(host("map a file", region.len))?
+                }
+            };
+            mapped.push((region, at, Arc::new(access), protection));
+        }
+
+        let span = Arc::new(span);
+        let mut regions = Vec::with_capacity(mapped.len());
+        let mut access = Vec::with_capacity(mapped.len());
+        for (region, at, of_region, protection) in mapped {
+            access.push(Arc::clone(&of_region));
             let bitmap = RegionEpochs {
                 epochs: Arc::clone(&epochs),
                 start: region.start,
+                access: of_region,
                 _keeps: Arc::clone(&span),
             };
-            // `map` checked that the length fits.
+            let invalid = host("describe a region", region.len);
+            // `place` checked that the length fits.
             let builder = MmapRegionBuilder::new_with_bitmap(region.len as usize, bitmap);
             // SAFETY: `at` and the length are a mapping that `bitmap`, owned by the
             // region, keeps alive.
-            let mapped = unsafe { builder.with_raw_mmap_pointer(at.as_ptr()) }
-                .with_mmap_prot((ProtFlags::READ | ProtFlags::WRITE).bits() as i32)
+            let described = unsafe { builder.with_raw_mmap_pointer(at.as_ptr()) }
+                .with_mmap_prot(protection.bits() as i32)
                 .with_mmap_flags(MapFlags::SHARED.bits() as i32)
                 .build()
-                .map_err(|_| host("describe a region")(rustix::io::Errno::INVAL))?;
-            let region = GuestRegionMmap::new(mapped, region.start)
-                .ok_or_else(|| host("describe a region")(rustix::io::Errno::INVAL))?;
-            regions.push(region);
+                .ok()
+                .and_then(|mapped| GuestRegionMmap::new(mapped, region.start))
+                .ok_or(rustix::io::Errno::INVAL)
+                .map_err(invalid)?;
+            regions.push(described);
         }
         let memory = GuestMemory::from_regions(regions)
-            .map_err(|_| host("describe the regions")(rustix::io::Errno::INVAL))?;
+            .map_err(|_| rustix::io::Errno::INVAL)
+            .map_err(host("describe the regions", bytes))?;
         Ok(Self {
             inner: Arc::new(Inner {
                 layout,
                 memory,
                 epochs,
+                access,
+                listeners: Mutex::default(),
                 span,
                 memfd,
             }),
@@ -173,12 +277,13 @@ impl GuestRam {
         &self.inner.memory
     }
 
-    /// The regions in ascending order: one, or two when there are more than 3 GiB.
+    /// The regions in ascending order: one, or two when there are more than 3 GiB, then
+    /// the further ones.
     pub fn regions(&self) -> impl Iterator<Item = Region> {
         self.inner.layout.regions()
     }
 
-    /// Bytes of memory, the gap not counted.
+    /// Bytes of memory that the machine starts with, gap and further regions not counted.
     pub fn size(&self) -> ByteSize {
         ByteSize(self.inner.layout.bytes())
     }
@@ -188,17 +293,150 @@ impl GuestRam {
         self.inner.layout.end()
     }
 
-    /// Whether there is memory at every one of `len` bytes from `at`.
+    /// Whether each of `len` bytes from `at` may be read now.
     pub fn contains(&self, at: Gpa, len: u64) -> bool {
-        let Some(end) = at.0.checked_add(len) else {
-            return false;
+        self.allows(at, len, false)
+    }
+
+    /// Whether each of `len` bytes from `at` may be read now, and written if `write`.
+    pub fn allows(&self, at: Gpa, len: u64, write: bool) -> bool {
+        self.region_of(at, len)
+            .is_some_and(|(_, access)| access.allows(at, len, write))
+    }
+
+    fn region_of(&self, at: Gpa, len: u64) -> Option<(Region, &Access)> {
+        let end = at.0.checked_add(len)?;
+        let mut regions = self.regions().zip(&self.inner.access);
+        regions
+            .find(|(region, _)| region.start <= at && end <= region.end().0)
+            .map(|(region, access)| (region, &**access))
+    }
+
+    /// Gives the whole pages within `len` bytes from `at` back to the host: they are
+    /// zero afterwards. Returns how many bytes that were.
+    ///
+    /// # Errors
+    /// [`Error::Range`] where that is not memory of this machine's own, or not plugged;
+    /// [`Error::Host`].
+    pub fn discard(&self, at: Gpa, len: u64) -> Result<u64, Error> {
+        let wanted = "memory that can be given back";
+        let refused = || Error::Range {
+            at: at.0,
+            len,
+            wanted,
         };
-        self.regions()
-            .any(|region| region.start <= at && end <= region.end().0)
+        let (region, access) = self.region_of(at, len).ok_or_else(refused)?;
+        if matches!(region.kind, Kind::File { .. }) || !access.allows(at, len, true) {
+            return Err(refused());
+        }
+        self.punch(&region, at, len)
+    }
+
+    fn punch(&self, region: &Region, at: Gpa, len: u64) -> Result<u64, Error> {
+        // Regions begin and end at page boundaries.
+        let from = at.0.next_multiple_of(PAGE_SIZE);
+        let whole = (at.0 + len).saturating_sub(from) / PAGE_SIZE * PAGE_SIZE;
+        if whole == 0 {
+            return Ok(0);
+        }
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let offset = from - region.start.0 + region.file_offset;
+        rustix::io::retry_on_intr(|| {
+            rustix::fs::fallocate(&self.inner.memfd, flags, offset, whole)
+        })
+        .map_err(host("give pages back", whole))?;
+        self.inner.epochs.mark(Gpa(from), whole);
+        Ok(whole)
+    }
+
+    /// Lets `len` bytes from `at` be reached: whole blocks that are all unplugged.
+    ///
+    /// # Errors
+    /// [`Error::Range`].
+    pub fn plug(&self, at: Gpa, len: u64) -> Result<(), Error> {
+        let (_, blocks) = self.blocks(at, len, false)?;
+        blocks.set(at, len, true);
+        self.tell(|listener| listener.granted(at, len));
+        Ok(())
+    }
+
+    /// Takes `len` bytes from `at` away, whole blocks that are all plugged, and gives
+    /// them back to the host. Waits until no vCPU can reach them.
+    ///
+    /// # Errors
+    /// [`Error::Range`]; [`Error::Host`] when the host does not take them back, which
+    /// are unplugged all the same.
+    pub fn unplug(&self, at: Gpa, len: u64) -> Result<(), Error> {
+        let (region, blocks) = self.blocks(at, len, true)?;
+        blocks.set(at, len, false);
+        self.tell(|listener| listener.withdrawn(at, len));
+        self.punch(&region, at, len).map(drop)
+    }
+
+    /// Whether all blocks that `len` bytes from `at` touch are plugged (`Some(true)`), or
+    /// none of them. `None` if some are, or where nothing can be plugged.
+    pub fn plugged(&self, at: Gpa, len: u64) -> Option<bool> {
+        match self.region_of(at, len)?.1 {
+            Access::Blocks(blocks) if blocks.all(at, len, true) => Some(true),
+            Access::Blocks(blocks) if blocks.all(at, len, false) => Some(false),
+            Access::All | Access::ReadOnly | Access::Blocks(_) => None,
+        }
+    }
+
+    fn blocks(&self, at: Gpa, len: u64, plugged: bool) -> Result<(Region, &Blocks), Error> {
+        match self.region_of(at, len) {
+            Some((region, Access::Blocks(blocks)))
+                if blocks.whole(at, len) && blocks.all(at, len, plugged) =>
+            {
+                Ok((region, blocks))
+            }
+            Some(_) | None => Err(Error::Range {
+                at: at.0,
+                len,
+                wanted: if plugged {
+                    "blocks that are plugged"
+                } else {
+                    "blocks that can be plugged"
+                },
+            }),
+        }
+    }
+
+    /// Has `listener` told of what may be reached, for as long as it lives.
+    pub fn listen(&self, listener: Weak<dyn AccessListener>) {
+        let mut listeners = self.listeners();
+        listeners.retain(|listener| listener.strong_count() > 0);
+        listeners.push(listener);
+    }
+
+    fn listeners(&self) -> std::sync::MutexGuard<'_, Vec<Weak<dyn AccessListener>>> {
+        let listeners = self.inner.listeners.lock();
+        listeners.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, what: impl Fn(&dyn AccessListener)) {
+        let listeners = self.listeners().clone();
+        for listener in listeners.iter().filter_map(Weak::upgrade) {
+            what(&*listener);
+        }
+    }
+
+    /// Puts zeros in place of what mapped files lost since they were mapped, for
+    /// whoever got EFAULT on them. True if that was something: try again then.
+    ///
+    /// # Errors
+    /// [`Error::Host`] when a file cannot be examined.
+    pub fn heal_files(&self) -> Result<bool, Error> {
+        let mut healed = false;
+        for file in &self.inner.span.files {
+            healed |= file.heal().map_err(host("examine a mapped file", 0))?;
+        }
+        Ok(healed)
     }
 
     /// Host address of guest-physical address 0. Valid for as long as a clone of
-    /// `self` lives; only the addresses of [`GuestRam::regions`] are accessible.
+    /// `self` lives; only the addresses of [`GuestRam::regions`] are accessible, and of
+    /// files that are read-only not to stores.
     ///
     /// Writes through it are not recorded: call [`PageEpochs::mark`].
     pub fn host_base(&self) -> NonNull<u8> {
@@ -247,6 +485,14 @@ pub fn populate(memory: &GuestMemory, at: Gpa, len: u64) {
     // SAFETY: the pages lie in the mapping, which begins and ends at page boundaries;
     // populating changes no content.
     let _ = unsafe { rustix::mm::madvise(from as *mut c_void, len, Advice::LinuxPopulateWrite) };
+}
+
+fn host<E: Into<std::io::Error>>(doing: &'static str, bytes: u64) -> impl FnOnce(E) -> Error {
+    move |error| Error::Host {
+        doing,
+        bytes,
+        source: error.into(),
+    }
 }
 
 /// A file of `bytes` whose length nobody can change any more: a truncated file

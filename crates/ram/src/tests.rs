@@ -1,5 +1,7 @@
 //! Memory, epochs, and files and sockets in and out of them.
 
+mod further;
+
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::os::fd::AsFd;

@@ -20,7 +20,7 @@ pub(crate) enum Place {
     Memory(u64),
     /// Memory with translated code; asked for a write.
     Code(u64),
-    /// No memory: a device, or nothing.
+    /// No memory: a device, or nothing; asked for a write, also memory that takes none.
     Device(u64),
 }
 
@@ -63,11 +63,16 @@ impl Cpu {
         if !self.ram.contains(walked.pa, 1) {
             return Ok(Place::Device(walked.pa));
         }
-        let writable = walked.writable && self.may_write(walked.pa >> 12);
+        let stores = self.ram.allows(walked.pa, 1, true);
+        let writable = walked.writable && stores && self.may_write(walked.pa >> 12);
         if !self.breakpoints.watches_page(va) {
             self.fill_tlb(va, walked.pa, writable, walked.global, mode);
-        } else if write {
+        } else if write && stores {
             self.written.set(walked.pa >> 12);
+        }
+        if write && !stores {
+            // As a ROM: the store goes to whoever is at that address, nobody.
+            return Ok(Place::Device(walked.pa));
         }
         if write && !writable {
             self.written.set(walked.pa >> 12);

@@ -14,6 +14,9 @@
 //! quiet, or that one sees the request. Nobody waits without serving, so that no
 //! circle of waiting vCPUs can last.
 //!
+//! Devices on other threads ask too, when they take memory away; they wait without
+//! serving, and nobody waits for them.
+//!
 //! Whoever served may have lost write tags and blocks: it must not go on in the
 //! middle of a block (see `dispatch`).
 
@@ -24,6 +27,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use code_pages::CodePages;
 pub(crate) use code_pages::Mask;
+use hv::Gpa;
+use ram::AccessListener;
 
 use crate::cpu::Cpu;
 use crate::doorbell::{Doorbell, PEER};
@@ -42,6 +47,8 @@ pub(crate) enum Request {
     Kill { pa: u64, len: u64 },
     /// Have no translation of the page: a device wrote it.
     Invalidate(u64),
+    /// Have no address in a TLB: some memory is not there any more.
+    Forget,
 }
 
 struct Peer {
@@ -146,6 +153,23 @@ impl Peers {
         for (id, peer) in self.cpus.iter().enumerate() {
             if id != me {
                 peer.bell.ring(PEER);
+            }
+        }
+    }
+}
+
+impl AccessListener for Peers {
+    /// What was not there is in no TLB.
+    fn granted(&self, _at: Gpa, _len: u64) {}
+
+    /// Of its code, vCPUs learn by the page epochs, as when a device writes it.
+    fn withdrawn(&self, _at: Gpa, _len: u64) {
+        let post = |id| Some((id, self.post(id, Request::Forget)?));
+        let tickets: Vec<_> = (0..self.count()).filter_map(post).collect();
+        let mut patience = Patience(0);
+        for (id, ticket) in tickets {
+            while !self.answered(id, ticket) {
+                patience.wait();
             }
         }
     }
@@ -269,6 +293,7 @@ impl Cpu {
                         self.invalidate(page as u32);
                     }
                 }
+                Request::Forget => self.flush_all(),
             }
         }
         peer.served.store(posted, Ordering::SeqCst);

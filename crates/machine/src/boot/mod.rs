@@ -15,7 +15,7 @@ use blueprint::Blueprint;
 use blueprint::limits::CMDLINE_BYTES_MAX;
 use boot_params::MemoryMap;
 use hv::VcpuState;
-use ram::GuestRam;
+use ram::{GuestRam, Kind};
 
 use crate::Error;
 use crate::layout::VirtioSlot;
@@ -62,7 +62,7 @@ fn memory_map(ram: &GuestRam) -> MemoryMap {
         low_end: 0,
         high: None,
     };
-    for region in ram.regions() {
+    for region in ram.regions().filter(|region| region.kind == Kind::Memory) {
         if region.start.0 == 0 {
             map.low_end = region.len;
         } else {

@@ -185,12 +185,10 @@ pub(crate) struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Calls a device: with the host's MXCSR, and without making other vCPUs wait.
+    /// Calls a device: with the host's MXCSR, and without making other vCPUs wait, or
+    /// devices that take memory away.
     pub(crate) fn outside<T>(&mut self, f: impl FnOnce(&dyn Io) -> T) -> T {
         let io = self.io;
-        if self.peers.count() == 1 {
-            return Stay::outside(|| f(io));
-        }
         self.quieten();
         let result = Stay::outside(|| f(io));
         self.waken();

@@ -123,7 +123,15 @@ impl Machine {
     }
 
     fn on_vcpus(engine: SoftHypervisor, count: u8) -> Self {
-        let ram = GuestRam::new(ram::ByteSize::mib(16)).unwrap();
+        Self::around(
+            GuestRam::new(ram::ByteSize::mib(16)).unwrap(),
+            engine,
+            count,
+        )
+    }
+
+    /// `ram` has 16 MiB, and whatever further.
+    pub(crate) fn around(ram: GuestRam, engine: SoftHypervisor, count: u8) -> Self {
         let mut partition = engine.create(ram.clone(), count).unwrap();
         let vcpu = partition.vcpu(0).unwrap();
         let others: Vec<_> = (1..count).map(|i| partition.vcpu(i).unwrap()).collect();

@@ -4,13 +4,16 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use blueprint::{CpuModel, Engine};
+use blueprint::{CpuModel, Engine, LogLevel, LoggerDraft};
 use clap::{Parser, ValueEnum};
 use hv_soft::Failing;
 use rustix::time::{ClockId, clock_gettime};
 
 /// Most characters of `--id`, as in Firecracker.
 const ID_BYTES_MAX: usize = 64;
+
+/// Ours, and what tools that look for a version of Firecracker find.
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (Firecracker API v1.17.0)");
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -25,23 +28,35 @@ Exit codes:
   153  bad arguments
 149 to 151 and 154 to 157 are Firecracker's, for signals; see docs/exit-codes.md.";
 
-/// Runs one virtual machine until it ends. The guest's serial console is
-/// standard input and output.
+/// Runs one virtual machine: what a client of its API asks for, or a configuration file.
+/// The guest's serial console is standard input and output.
 #[derive(Debug, Parser)]
-#[command(name = "kombi-vmm", version, after_help = EXIT_CODES)]
+#[command(name = "kombi-vmm", version = VERSION, after_help = EXIT_CODES)]
 pub(crate) struct Args {
-    /// The machine's configuration: a JSON file in Firecracker's form, or - for
-    /// standard input.
-    #[arg(long, value_name = "PATH|-")]
-    pub(crate) config_file: PathBuf,
+    /// The Unix socket of the API: nothing may be at this path yet.
+    #[arg(long, value_name = "PATH", default_value = "/run/firecracker.socket")]
+    pub(crate) api_sock: PathBuf,
 
-    /// Serve no API. None is served yet; accepted for scripts that say so.
-    #[arg(long)]
+    /// The machine's configuration: a JSON file in Firecracker's form, or - for
+    /// standard input. The machine starts at once.
+    #[arg(long, value_name = "PATH|-")]
+    pub(crate) config_file: Option<PathBuf>,
+
+    /// Serve no API.
+    #[arg(long, requires = "config_file")]
     pub(crate) no_api: bool,
 
-    /// The machine's name in the log.
+    /// The machine's name, in the API and the log.
     #[arg(long, default_value = "anonymous-instance", value_parser = parse_id)]
     pub(crate) id: String,
+
+    /// Bytes of one request's body at most.
+    #[arg(long, value_name = "BYTES", default_value_t = api::Limits::default().body_bytes)]
+    pub(crate) http_api_max_payload_size: usize,
+
+    /// Log how long after its start the guest's init ran: it writes 123 to a register.
+    #[arg(long)]
+    pub(crate) boot_timer: bool,
 
     /// The engine that runs guest code; overrides the configuration's.
     #[arg(long, value_enum)]
@@ -61,17 +76,30 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PATH")]
     pub(crate) log_path: Option<PathBuf>,
 
-    /// How much to log.
+    /// How much to log, in any mixture of cases.
     #[arg(long, value_enum, ignore_case = true, default_value = "info")]
-    pub(crate) level: Level,
+    pub(crate) level: LogLevel,
+
+    /// Log only what this module says, such as virtio.
+    #[arg(long)]
+    pub(crate) module: Option<String>,
+
+    /// Put the level into each line of the log.
+    #[arg(long)]
+    pub(crate) show_level: bool,
+
+    /// Put the place in the source into each line of the log.
+    #[arg(long)]
+    pub(crate) show_log_origin: bool,
 
     /// Write one JSON object a line to this inherited descriptor when the
     /// machine started and when it stopped.
     #[arg(long, value_name = "N")]
     pub(crate) status_fd: Option<u32>,
 
-    /// Write the engine's counters to this file or FIFO, one JSON object a line: at the
-    /// start, each minute, and at the end, each time what came since the last one.
+    /// Write counters of API, devices and engine to this file or FIFO, one JSON object a
+    /// line: at the start, each minute, and at the end, each time what came since the last
+    /// one.
     #[arg(long, value_name = "PATH")]
     pub(crate) metrics_path: Option<PathBuf>,
 
@@ -118,6 +146,17 @@ impl Args {
             cpu.saturating_add(self.parent_cpu_time_us.unwrap_or(0)),
         ))
     }
+
+    /// What they say of the log.
+    pub(crate) fn logger(&self) -> LoggerDraft {
+        LoggerDraft {
+            log_path: self.log_path.clone(),
+            level: Some(self.level),
+            show_level: self.show_level.then_some(true),
+            show_log_origin: self.show_log_origin.then_some(true),
+            module: self.module.clone(),
+        }
+    }
 }
 
 /// `--fail-engine`.
@@ -139,24 +178,6 @@ impl From<FailingArg> for Failing {
             FailingArg::WildJump => Failing::WildJump,
         }
     }
-}
-
-/// `--level`, with Firecracker's names.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum Level {
-    /// Nothing.
-    Off,
-    /// What went wrong.
-    Error,
-    /// And what looks wrong.
-    #[value(alias = "warn")]
-    Warning,
-    /// And what happened.
-    Info,
-    /// And why.
-    Debug,
-    /// Everything.
-    Trace,
 }
 
 fn parse_id(id: &str) -> Result<String, String> {
@@ -189,7 +210,7 @@ mod tests {
     fn firecrackers_options_are_understood() {
         let args = parse(&["--no-api", "--id", "a-1", "--level", "Warning"]).unwrap();
         assert_eq!((args.id.as_str(), args.no_api), ("a-1", true));
-        assert!(matches!(args.level, Level::Warning));
+        assert!(args.level == LogLevel::Warning);
     }
 
     #[test]

@@ -51,6 +51,13 @@ pub(crate) enum Failure {
         path: PathBuf,
         source: std::io::Error,
     },
+    #[error("{why}")]
+    Metrics { why: String },
+    #[error("failed to serve the API at {path:?}")]
+    ApiSocket {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error("failed to use --status-fd {number}")]
     StatusFd { number: u32, source: std::io::Error },
     #[error("failed to {doing}")]
@@ -68,9 +75,11 @@ impl Failure {
             | Failure::LongConfig { .. }
             | Failure::Config { .. }
             | Failure::NoSuchEngine { .. } => exit::BAD_CONFIGURATION,
-            Failure::OpenLog { .. } | Failure::OpenOutput { .. } | Failure::StatusFd { .. } => {
-                exit::BAD_ARGUMENTS
-            }
+            Failure::OpenLog { .. }
+            | Failure::OpenOutput { .. }
+            | Failure::Metrics { .. }
+            | Failure::ApiSocket { .. }
+            | Failure::StatusFd { .. } => exit::BAD_ARGUMENTS,
             Failure::Build { source } | Failure::Run { source } => match source {
                 // Not the engine's failure, but more than it was made for.
                 MachineError::Engine {
@@ -89,9 +98,13 @@ impl Failure {
             Failure::ReadConfig { .. } => Some("give a readable file, or - for standard input"),
             Failure::NoSuchEngine { .. } => Some("try --engine soft"),
             Failure::Build { source } | Failure::Run { source } => source.hint(),
-            Failure::OpenLog { .. } | Failure::OpenOutput { .. } => {
+            Failure::OpenLog { .. } | Failure::OpenOutput { .. } | Failure::Metrics { .. } => {
                 Some("give a path that can be written")
             }
+            Failure::ApiSocket { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => {
+                Some("remove what is there, or give another --api-sock")
+            }
+            Failure::ApiSocket { .. } => Some("give another --api-sock, or --no-api"),
             Failure::StatusFd { .. } => Some("give the number of an open descriptor"),
             Failure::LongConfig { .. } | Failure::Config { .. } | Failure::Host { .. } => None,
         }

@@ -2,21 +2,26 @@
 //! minute and at the end. Counters count from the line before; their names stay.
 //!
 //! ```json
-//! {"utc_timestamp_ms":1790000000000,"engine":{"name":"soft","exits":{"link":812,…},…}}
+//! {"utc_timestamp_ms":1790000000000,"put_api_requests":{"drive_count":2,…},…,
+//!  "engine":{"name":"soft","exits":{"link":812,…},…}}
 //! ```
+//! `engine` is there once one was chosen.
 //!
 //! Invariant: the machine never waits for whoever reads them: a line that a full FIFO
 //! does not take is lost, and so is one for which a disk has no room.
 //!
 //! Left to others: counting.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use blueprint::MetricsDraft;
 use hv_soft::{Counters, EngineStats};
 use serde::Serialize;
+use serde_json::Value;
 use translations::{Counts, Translations};
 
 use crate::whole_lines::WholeLines;
@@ -25,9 +30,16 @@ use crate::whole_lines::WholeLines;
 const PERIOD: Duration = Duration::from_secs(60);
 
 #[derive(Serialize)]
-struct Line {
+struct Line<'a> {
     utc_timestamp_ms: u64,
-    engine: Engine,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    properties: Option<&'a BTreeMap<String, String>>,
+    #[serde(flatten)]
+    groups: BTreeMap<String, Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    engine: Option<Engine>,
 }
 
 /// The software engine's counters, all vCPUs together.
@@ -174,79 +186,196 @@ impl Kept {
     }
 }
 
+/// What counts: totals since the start, by group and name.
+type Source = Box<dyn Fn() -> BTreeMap<String, Value> + Send>;
+
+#[derive(Default)]
 struct Writer {
-    to: WholeLines,
-    counters: Arc<Counters>,
-    kept: Option<Arc<Translations>>,
-    told: EngineStats,
+    to: Option<WholeLines>,
+    id: Option<String>,
+    properties: Option<BTreeMap<String, String>>,
+    sources: Vec<Source>,
+    engine: Option<(Arc<Counters>, Option<Arc<Translations>>)>,
+    told: BTreeMap<String, Value>,
+    told_of_engine: EngineStats,
     told_of_kept: Counts,
 }
 
 impl Writer {
-    fn write(&mut self) {
-        let stats = self.counters.sum();
-        let counts = self.kept.as_ref().map(|kept| kept.counts());
-        let kept = counts.map(|now| Kept::of(now, self.told_of_kept));
+    /// Writes a line, if somebody wants any.
+    fn write(&mut self) -> std::io::Result<()> {
+        let Some(to) = &mut self.to else {
+            return Ok(());
+        };
+        let totals: BTreeMap<_, _> = self.sources.iter().flat_map(|source| source()).collect();
+        let groups = totals
+            .iter()
+            .map(|(name, now)| (name.clone(), since(now, self.told.get(name))))
+            .collect();
+        let stats = self.engine.as_ref().map(|(counters, _)| counters.sum());
+        let kept = self.engine.as_ref().and_then(|(_, kept)| kept.as_ref());
+        let counts = kept.map(|kept| kept.counts());
+        let engine = stats.as_ref().map(|stats| {
+            let kept = counts.map(|now| Kept::of(now, self.told_of_kept));
+            Engine::of(&stats.since(&self.told_of_engine), kept)
+        });
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let line = Line {
             utc_timestamp_ms: now.map_or(0, |now| now.as_millis() as u64),
-            engine: Engine::of(&stats.since(&self.told), kept),
+            id: self.id.as_deref(),
+            properties: self.properties.as_ref(),
+            groups,
+            engine,
         };
-        let written = serde_json::to_vec(&line)
-            .map_err(std::io::Error::from)
-            .and_then(|line| self.to.append(&line));
-        match written {
-            // What was not told is told next time.
-            Err(error) => tracing::debug!(%error, "metrics are not taken"),
-            Ok(()) => {
-                self.told = stats;
-                self.told_of_kept = counts.unwrap_or_default();
-            }
+        // What was not told is told next time.
+        to.append(&serde_json::to_vec(&line)?)?;
+        self.told = totals;
+        self.told_of_engine = stats.unwrap_or_default();
+        self.told_of_kept = counts.unwrap_or_default();
+        Ok(())
+    }
+
+    fn write_or_say(&mut self) {
+        if let Err(error) = self.write() {
+            tracing::debug!(%error, "metrics are not taken");
         }
     }
 }
 
-/// Metrics of a machine that runs.
+/// How much more each number is `now`.
+fn since(now: &Value, before: Option<&Value>) -> Value {
+    match now {
+        Value::Object(members) => {
+            let members = members.iter().map(|(name, now)| {
+                let before = before.and_then(|before| before.get(name));
+                (name.clone(), since(now, before))
+            });
+            Value::Object(members.collect())
+        }
+        now => match (now.as_u64(), before.and_then(Value::as_u64)) {
+            (Some(now), Some(before)) => now.saturating_sub(before).into(),
+            (Some(_), None) | (None, _) => now.clone(),
+        },
+    }
+}
+
+/// The metrics of this process.
+#[derive(Default)]
 pub(crate) struct Metrics {
-    end: Sender<()>,
-    thread: JoinHandle<()>,
+    writer: Arc<Mutex<Writer>>,
+    thread: Mutex<Option<(Sender<()>, JoinHandle<()>)>>,
 }
 
 impl Metrics {
+    /// Takes totals from `source` as well.
+    pub(crate) fn add(&self, source: impl Fn() -> BTreeMap<String, Value> + Send + 'static) {
+        lock(&self.writer).sources.push(Box::new(source));
+    }
+
+    /// Takes those of the engine as well.
+    pub(crate) fn watch(&self, counters: Arc<Counters>, kept: Option<Arc<Translations>>) {
+        lock(&self.writer).engine = Some((counters, kept));
+    }
+
     /// Writes the first line, and starts the thread that writes the others.
     ///
     /// # Errors
-    /// The host's, when it has no thread.
-    pub(crate) fn start(
-        to: WholeLines,
-        counters: Arc<Counters>,
-        kept: Option<Arc<Translations>>,
-    ) -> std::io::Result<Self> {
-        let mut writer = Writer {
-            to,
-            counters,
-            kept,
-            told: EngineStats::default(),
-            told_of_kept: Counts::default(),
-        };
-        writer.write();
+    /// Why not, in one line; nothing changed then.
+    pub(crate) fn configure(&self, id: &str, asked: &MetricsDraft) -> Result<(), String> {
+        let mut thread = lock(&self.thread);
+        if thread.is_some() {
+            return Err("metrics are configured already: that can be done once".to_owned());
+        }
+        let path = &asked.metrics_path;
+        let to = WholeLines::open(path)
+            .map_err(|error| format!("failed to open {path:?} for metrics: {error}"))?;
+        {
+            let mut writer = lock(&self.writer);
+            writer.to = Some(to);
+            writer.id = asked.emit_id.then(|| id.to_owned());
+            writer.properties.clone_from(&asked.properties);
+            writer.write_or_say();
+        }
         let (end, ended) = channel();
-        let thread = std::thread::Builder::new()
+        let writer = self.writer.clone();
+        let started = std::thread::Builder::new()
             .name("metrics".to_owned())
             .spawn(move || {
                 while ended.recv_timeout(PERIOD) == Err(RecvTimeoutError::Timeout) {
-                    writer.write();
+                    lock(&writer).write_or_say();
                 }
-                writer.write();
-            })?;
-        Ok(Self { end, thread })
+            })
+            .map_err(|error| format!("failed to start a thread for metrics: {error}"))?;
+        *thread = Some((end, started));
+        Ok(())
+    }
+
+    /// Writes a line now.
+    ///
+    /// # Errors
+    /// The host's: then the line was not written.
+    pub(crate) fn flush(&self) -> std::io::Result<()> {
+        lock(&self.writer).write()
     }
 
     /// Writes the last line.
-    pub(crate) fn end(self) {
-        drop(self.end);
-        if self.thread.join().is_err() {
+    pub(crate) fn end(&self) {
+        let Some((end, thread)) = lock(&self.thread).take() else {
+            return;
+        };
+        drop(end);
+        if thread.join().is_err() {
             tracing::warn!("metrics panicked");
         }
+        lock(&self.writer).write_or_say();
+    }
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn numbers_count_from_the_line_before() {
+        let before = json!({"a": 3, "b": {"c": 1}, "d": "x"});
+        let now = json!({"a": 5, "b": {"c": 1, "e": 7}, "d": "y", "f": 1});
+        let wanted = json!({"a": 2, "b": {"c": 0, "e": 7}, "d": "y", "f": 1});
+        assert_eq!(since(&now, Some(&before)), wanted);
+        assert_eq!(since(&now, None), now);
+    }
+
+    #[test]
+    fn metrics_are_configured_once_and_have_names_and_properties() {
+        let dir = tempfile::tempdir().unwrap();
+        let asked = |name: &str| MetricsDraft {
+            metrics_path: dir.path().join(name),
+            emit_id: true,
+            properties: Some(BTreeMap::from([("k".to_owned(), "v".to_owned())])),
+        };
+        let metrics = Metrics::default();
+        metrics.add(|| BTreeMap::from([("group".to_owned(), json!({"n": 4}))]));
+        assert!(metrics.configure("vm", &asked("none/m")).is_err());
+        metrics.configure("vm", &asked("m")).unwrap();
+        assert!(metrics.configure("vm", &asked("m")).is_err());
+        metrics.flush().unwrap();
+        metrics.end();
+        let text = std::fs::read_to_string(dir.path().join("m")).unwrap();
+        let lines: Vec<Value> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        let counts: Vec<_> = lines.iter().map(|line| &line["group"]["n"]).collect();
+        assert_eq!(counts, [4, 0, 0]);
+        assert_eq!(
+            (&lines[0]["id"], &lines[0]["properties"]),
+            (&json!("vm"), &json!({"k": "v"}))
+        );
+        assert!(lines[0].get("engine").is_none());
     }
 }

@@ -4,7 +4,6 @@
 use std::fs::File;
 use std::os::fd::{OwnedFd, RawFd};
 
-use machine::StopHandle;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, Resource, Signal, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -87,15 +86,12 @@ pub(crate) fn block_stop_signals() -> std::io::Result<()> {
     Ok(())
 }
 
-/// Starts the one thread that takes the stop signals: the first one is noted in
-/// `first` and stops the machine, a second one ends this process at once.
+/// Starts the one thread that takes the stop signals: the first one is
+/// given to `first`, which stops the machine; a second one ends this process at once.
 ///
 /// # Errors
 /// The host's.
-pub(crate) fn stop_on_signals(
-    stop: StopHandle,
-    first: impl Fn(i32) + Send + 'static,
-) -> std::io::Result<()> {
+pub(crate) fn stop_on_signals(first: impl Fn(i32) + Send + 'static) -> std::io::Result<()> {
     let mut signals = Signals::new(STOP_SIGNALS)?;
     std::thread::Builder::new()
         .name("signals".to_owned())
@@ -111,7 +107,6 @@ pub(crate) fn stop_on_signals(
                 }
                 asked = true;
                 first(signal);
-                stop.stop();
             }
         })?;
     Ok(())

@@ -148,7 +148,7 @@ fn a_killed_parent_leaves_no_machine_behind() {
     let rest = serde_json::json!({"serial": {"serial_out_path": "DIR/log"}});
     let config = host.config(SPIN, rest);
     // The trailing command keeps the shell from becoming the monitor itself.
-    let script = "\"$0\" --config-file \"$1\" --die-with-parent --status-fd 1; exit";
+    let script = "\"$0\" --no-api --config-file \"$1\" --die-with-parent --status-fd 1; exit";
     let mut shell = Command::new("/bin/sh")
         .args(["-c", script, VMM])
         .arg(&config)
@@ -171,9 +171,15 @@ fn a_parent_that_is_gone_already_gets_no_machine() {
     let rest = serde_json::json!({"serial": {"serial_out_path": "DIR/log"}});
     let config = host.config(SPIN, rest);
     let mut vmm = Command::new(VMM);
-    vmm.args(["--die-with-parent", "--status-fd", "1", "--config-file"])
-        .arg(&config)
-        .stderr(Stdio::null());
+    vmm.args([
+        "--no-api",
+        "--die-with-parent",
+        "--status-fd",
+        "1",
+        "--config-file",
+    ])
+    .arg(&config)
+    .stderr(Stdio::null());
     // The reading end goes before the monitor starts.
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
@@ -238,7 +244,7 @@ fn a_failure_is_an_event_as_well() {
 fn bad_arguments_have_their_own_exit_code_and_help_has_none() {
     let host = Host::new();
     let code = |args: &[&str]| Command::new(VMM).args(args).output().unwrap().status.code();
-    assert_eq!(code(&[]), Some(153));
+    assert_eq!(code(&["--no-api"]), Some(153));
     assert_eq!(code(&["--config-file", "c", "--id", "a_b"]), Some(153));
     assert_eq!(
         code(&["--config-file", "c", "--status-fd", "77"]),
@@ -284,7 +290,7 @@ fn a_socket_takes_status_events_too() {
     let config = host.config(HALT, rest);
     let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
     let child = Command::new(VMM)
-        .arg("--config-file")
+        .args(["--no-api", "--config-file"])
         .arg(config)
         .args(["--status-fd", "1", "--die-with-parent"])
         .stdout(Stdio::from(std::os::fd::OwnedFd::from(theirs)))

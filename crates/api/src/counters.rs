@@ -34,8 +34,8 @@ impl Counters {
         self.deprecated.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// What was counted since the last call, by group and name.
-    pub fn take(&self) -> BTreeMap<&'static str, BTreeMap<String, u64>> {
+    /// What was counted since the start, by group and name.
+    pub fn totals(&self) -> BTreeMap<&'static str, BTreeMap<String, u64>> {
         let mut groups: BTreeMap<_, BTreeMap<String, u64>> = BTreeMap::new();
         for (route, counts) in ROUTES.iter().zip(&self.routes) {
             let (group, fails) = match route.method {
@@ -44,14 +44,14 @@ impl Counters {
                 Method::Patch => ("patch_api_requests", true),
                 Method::Delete => ("delete_api_requests", true),
             };
-            let [all, refused] = counts.each_ref().map(|n| n.swap(0, Ordering::Relaxed));
+            let [all, refused] = counts.each_ref().map(|n| n.load(Ordering::Relaxed));
             let names = groups.entry(group).or_default();
             *names.entry(format!("{}_count", route.metric)).or_default() += all;
             if fails {
                 *names.entry(format!("{}_fails", route.metric)).or_default() += refused;
             }
         }
-        let deprecated = self.deprecated.swap(0, Ordering::Relaxed);
+        let deprecated = self.deprecated.load(Ordering::Relaxed);
         let name = "deprecated_http_api_calls".to_owned();
         groups.insert("deprecated_api", BTreeMap::from([(name, deprecated)]));
         groups

@@ -83,7 +83,10 @@ impl Host {
 
     pub(crate) fn start(&self, config: &Path, args: &[&str]) -> Child {
         let mut command = Command::new(VMM);
-        command.arg("--config-file").arg(config).args(args);
+        command
+            .args(["--no-api", "--config-file"])
+            .arg(config)
+            .args(args);
         // A runner that kills a slow test leaves no machine behind.
         command.arg("--die-with-parent");
         command.env("KOMBI_TRANSLATION_CACHE", self.path("translations"));

@@ -179,7 +179,7 @@ fn deprecated_fields_are_marked() {
     let body = r#"{"guest_cid": 3, "uds_path": "/s", "vsock_id": "a"}"#;
     let text = rig.say(put("/vsock", body).as_bytes());
     assert!(text.contains("Deprecation: true\r\n"), "{text}");
-    let counts = rig.counters.take();
+    let counts = rig.counters.totals();
     assert_eq!(counts["deprecated_api"]["deprecated_http_api_calls"], 1);
     assert_eq!(counts["put_api_requests"]["vsock_count"], 1);
 }

@@ -1,0 +1,188 @@
+//! The API's side of the monitor: what a client asks for becomes a configuration, and
+//! then changes of the machine that runs.
+//!
+//! ```text
+//! API threads ──Serve::act──▶ Frontend ──ToMain──▶ main thread: builds and starts
+//!                                │  ◀── Controller ──┘
+//!                                └── pause, resume, device changes: on the API's thread
+//! ```
+//!
+//! Invariant: a request that is refused changed nothing; one that only asks never waits
+//! for one that works.
+
+mod preparing;
+mod running;
+
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use api::{Action, Answer, Refusal, Serve, Stage};
+use blueprint::{Blueprint, Draft};
+use machine::Controller;
+use serde_json::{Value, json};
+
+use crate::frontend::preparing::Preparing;
+use crate::frontend::running::Running;
+use crate::log::Log;
+use crate::metrics::Metrics;
+
+/// The version of Firecracker whose API this is.
+pub(crate) const API_VERSION: &str = "1.17.0";
+
+/// What the main thread is asked.
+pub(crate) enum ToMain {
+    /// Build this machine and start it; say on `reply` how that went.
+    Start {
+        blueprint: Box<Blueprint>,
+        reply: Sender<Result<Controller, String>>,
+    },
+    /// A signal said to end.
+    Stop,
+}
+
+/// Serves the API.
+pub(crate) struct Frontend {
+    id: String,
+    main: Sender<ToMain>,
+    log: Log,
+    metrics: Arc<Metrics>,
+    state: Mutex<State>,
+    /// Set once, when the machine runs.
+    controller: OnceLock<Controller>,
+}
+
+enum State {
+    Preparing(Box<Preparing>),
+    Running(Box<Running>),
+}
+
+impl Frontend {
+    /// Serves a machine named `id` that is not there yet.
+    pub(crate) fn new(id: &str, main: Sender<ToMain>, log: Log, metrics: Arc<Metrics>) -> Self {
+        Self {
+            id: id.to_owned(),
+            main,
+            log,
+            metrics,
+            state: Mutex::new(State::Preparing(Box::default())),
+            controller: OnceLock::new(),
+        }
+    }
+
+    /// The machine that `draft` describes runs, and no client asked for it.
+    pub(crate) fn started(&self, draft: Draft, controller: Controller) {
+        self.run(&mut self.lock(), draft, controller);
+    }
+
+    fn run(&self, state: &mut State, draft: Draft, controller: Controller) {
+        *state = State::Running(Box::new(Running::new(draft, controller.clone())));
+        // It is the first: only one start succeeds.
+        let _ = self.controller.set(controller);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn instance(&self) -> Value {
+        let state = match self.controller.get() {
+            None => "Not started",
+            Some(controller) if controller.is_paused() => "Paused",
+            Some(_) => "Running",
+        };
+        // Tools look at the name, and at the version for what they may ask.
+        json!({
+            "app_name": "Firecracker",
+            "id": self.id,
+            "state": state,
+            "vmm_version": API_VERSION,
+        })
+    }
+
+    /// Builds and starts what was prepared.
+    fn start(&self, state: &mut State) -> Result<Answer, Refusal> {
+        let State::Preparing(preparing) = &*state else {
+            return Err(too_late());
+        };
+        let draft = preparing.draft().clone();
+        let blueprint = Box::new(preparing.blueprint()?);
+        let (reply, started) = channel();
+        let gone = |_| refuse("the monitor is ending");
+        self.main
+            .send(ToMain::Start { blueprint, reply })
+            .map_err(|_| refuse("the monitor is ending"))?;
+        let controller = started
+            .recv()
+            .map_err(gone)?
+            .map_err(|line| refuse(&line))?;
+        self.run(state, draft, controller);
+        Ok(Answer::Done)
+    }
+}
+
+impl Serve for Frontend {
+    fn act(&self, action: Action) -> Result<Answer, Refusal> {
+        // What needs nothing that somebody may be working with.
+        match &action {
+            Action::GetInstance => return Ok(Answer::Body(self.instance())),
+            Action::GetVersion => {
+                return Ok(Answer::Body(json!({ "firecracker_version": API_VERSION })));
+            }
+            _ => {}
+        }
+        match (action.stage(), self.controller.get().is_some()) {
+            (Stage::BeforeStart, true) => return Err(too_late()),
+            (Stage::AfterStart, false) => return Err(too_early()),
+            (Stage::Both, _) | (Stage::BeforeStart, false) | (Stage::AfterStart, true) => {}
+        }
+        if action == Action::FlushMetrics {
+            return match self.metrics.flush() {
+                Ok(()) => Ok(Answer::Done),
+                Err(error) => Err(refuse(&format!("metrics are not taken: {error}"))),
+            };
+        }
+        let mut state = self.lock();
+        match action {
+            Action::InstanceStart => self.start(&mut state),
+            Action::PutLogger(asked) => match &mut *state {
+                State::Running(_) => Err(too_late()),
+                State::Preparing(preparing) => match self.log.configure(&asked) {
+                    Ok(()) => {
+                        preparing.logger(asked);
+                        Ok(Answer::Done)
+                    }
+                    Err(error) => {
+                        let path = asked.log_path.unwrap_or_default();
+                        Err(refuse(&format!("failed to open log {path:?}: {error}")))
+                    }
+                },
+            },
+            Action::PutMetrics(asked) => match &mut *state {
+                State::Running(_) => Err(too_late()),
+                State::Preparing(preparing) => match self.metrics.configure(&self.id, &asked) {
+                    Ok(()) => {
+                        preparing.metrics(asked);
+                        Ok(Answer::Done)
+                    }
+                    Err(error) => Err(refuse(&error)),
+                },
+            },
+            other => match &mut *state {
+                State::Preparing(preparing) => preparing.act(other),
+                State::Running(running) => running.act(other),
+            },
+        }
+    }
+}
+
+fn refuse(message: &str) -> Refusal {
+    Refusal::BadRequest(message.to_owned())
+}
+
+fn too_late() -> Refusal {
+    refuse("the machine has started already: this can only be asked for before")
+}
+
+fn too_early() -> Refusal {
+    refuse("the machine has not started: this can only be asked for once it runs")
+}

@@ -1,0 +1,48 @@
+//! Once the machine runs: each request changes it, and the draft that describes it.
+
+use api::{Action, Answer, Refusal, VmState};
+use blueprint::Draft;
+use machine::Controller;
+
+use crate::frontend::{preparing, refuse};
+
+/// A machine that runs.
+pub(super) struct Running {
+    draft: Draft,
+    controller: Controller,
+}
+
+impl Running {
+    pub(super) fn new(draft: Draft, controller: Controller) -> Self {
+        Self { draft, controller }
+    }
+
+    pub(super) fn act(&mut self, action: Action) -> Result<Answer, Refusal> {
+        match action {
+            Action::GetVmConfig => Ok(Answer::Body(preparing::vm_config(&self.draft))),
+            Action::GetMachineConfig => {
+                let config = preparing::machine_config(&self.draft.machine_config);
+                Ok(Answer::Body(config))
+            }
+            Action::GetBalloon => preparing::balloon(&self.draft),
+            Action::PatchVm(VmState::Paused) => done(self.controller.pause()),
+            Action::PatchVm(VmState::Resumed) => done(self.controller.resume()),
+            Action::PutDrive(_)
+            | Action::PutNetworkInterface(_)
+            | Action::PutPmem(_)
+            | Action::DeleteDrive(_)
+            | Action::DeleteNetworkInterface(_)
+            | Action::DeletePmem(_) => Err(refuse(
+                "devices can only be plugged on PCI, which this machine does not have",
+            )),
+            other => Err(refuse(&format!("{other:?} is not supported yet"))),
+        }
+    }
+}
+
+fn done<E: std::error::Error>(result: Result<(), E>) -> Result<Answer, Refusal> {
+    match result {
+        Ok(()) => Ok(Answer::Done),
+        Err(error) => Err(refuse(&crate::failure::chain(&error))),
+    }
+}

@@ -1,0 +1,405 @@
+//! The process's life: surroundings, what was asked, the machine, its end.
+//!
+//! ```text
+//! --config-file ───────────────▶ build, start ──▶ wait ──▶ exit code
+//! client: PUT … InstanceStart ──▶     ▲   └── refused: the client may try again
+//!                                SIGTERM at any time ──────▶
+//! ```
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, OnceLock};
+
+use api::{Limits, Serve, Server};
+use blueprint::{Blueprint, CpuConfigDraft, Draft, MetricsDraft};
+use machine::{Ended, Machine, Moment, Outcome, Running, Stdio, StopHandle};
+use serde_json::{Value, json};
+use translations::Translations;
+
+use crate::args::Args;
+use crate::engine::{self, Watching};
+use crate::failure::{Failure, exit};
+use crate::filter::Filter;
+use crate::frontend::{Frontend, ToMain};
+use crate::log::Log;
+use crate::metrics::Metrics;
+use crate::status::Status;
+use crate::surroundings;
+
+/// Bytes of a configuration file.
+const CONFIG_BYTES_MAX: u64 = 1 << 20;
+
+/// What stops the process: a signal, and the machine that it shall end.
+#[derive(Clone, Default)]
+struct Stopping {
+    signal: Arc<AtomicI32>,
+    machine: Arc<OnceLock<StopHandle>>,
+}
+
+/// Returns the exit code of a machine that ended without a failure of ours.
+pub(crate) fn run(args: &Args, status: &mut Status) -> Result<u8, Failure> {
+    let host = |doing| move |source| Failure::Host { doing, source };
+    if args.die_with_parent {
+        surroundings::die_with_parent().map_err(host("tie this process to its parent"))?;
+    }
+    if let Some(number) = args.status_fd {
+        let fd = surroundings::inherited(number)
+            .map_err(|source| Failure::StatusFd { number, source })?;
+        // A parent that ended before we were tied to it sent no signal.
+        if args.die_with_parent && surroundings::nobody_reads(&fd) {
+            let source = std::io::ErrorKind::BrokenPipe.into();
+            return Err(host("outlive the parent")(source));
+        }
+        *status = Status::to(fd);
+    }
+    surroundings::raise_descriptor_limit().map_err(host("raise the limit of descriptors"))?;
+    surroundings::block_stop_signals().map_err(host("block signals"))?;
+    let log = Log::start(&args.id);
+    log.configure(&args.logger())
+        .map_err(|source| Failure::OpenLog {
+            path: args.log_path.clone().unwrap_or_default(),
+            source,
+        })?;
+    tracing::info!("kombi-vmm {}", env!("CARGO_PKG_VERSION"));
+    if let Some((wall_us, cpu_us)) = args.start_up() {
+        tracing::info!(wall_us, cpu_us, "time since the jailer started");
+    }
+    let metrics = Arc::new(Metrics::default());
+    let of_log = log.clone();
+    metrics.add(move || {
+        let (missed, suppressed) = of_log.lost();
+        let counts = json!({"missed_log_count": missed, "rate_limited_log_count": suppressed});
+        [("logger".to_owned(), counts)].into()
+    });
+
+    let (to_main, from_others) = channel();
+    let stopping = Stopping::default();
+    stop_on_signals(&stopping, to_main.clone()).map_err(host("take signals"))?;
+    let draft = args
+        .config_file
+        .as_deref()
+        .map(|path| read_draft(args, path));
+    let draft = draft.transpose()?;
+    let frontend = Arc::new(Frontend::new(
+        &args.id,
+        to_main,
+        log.clone(),
+        metrics.clone(),
+    ));
+    // Its socket goes with it, however this function is left.
+    let _socket = if args.no_api {
+        None
+    } else {
+        Some(serve(args, &frontend, &metrics)?)
+    };
+
+    let life = Life {
+        args,
+        metrics: &metrics,
+        stopping: &stopping,
+    };
+    let started = match draft {
+        Some(draft) => {
+            if let Some(asked) = &draft.logger {
+                log.configure(asked).map_err(|source| Failure::OpenLog {
+                    path: asked.log_path.clone().unwrap_or_default(),
+                    source,
+                })?;
+            }
+            let path = args.config_file.clone().unwrap_or_default();
+            let blueprint = draft
+                .clone()
+                .check()
+                .map_err(|source| Failure::Config { path, source })?;
+            let built = life.start(&blueprint, draft.metrics.as_ref())?;
+            frontend.started(draft, built.running.controller());
+            Some(built)
+        }
+        None => {
+            life.open_metrics(None)?;
+            life.await_start(&from_others)
+        }
+    };
+    let signal = || stopping.signal.load(Ordering::SeqCst);
+    let Some(started) = started else {
+        metrics.end();
+        return Ok(stopped_by(signal()));
+    };
+    status.started();
+    tracing::info!(id = args.id, "started");
+    let ended = started.running.wait();
+    metrics.end();
+    let code = finish(ended, signal(), status);
+    if let Some(kept) = started.kept {
+        engine::save(&kept);
+    }
+    code
+}
+
+/// A machine that runs, and what the engine keeps.
+struct Started {
+    running: Running,
+    kept: Option<Arc<Translations>>,
+}
+
+/// What it takes to start a machine.
+struct Life<'a> {
+    args: &'a Args,
+    metrics: &'a Metrics,
+    stopping: &'a Stopping,
+}
+
+impl Life<'_> {
+    /// Starts what the API is asked for, until one start succeeds. `None` when a signal
+    /// came first.
+    fn await_start(&self, from_others: &Receiver<ToMain>) -> Option<Started> {
+        for asked in from_others {
+            let (blueprint, reply) = match asked {
+                ToMain::Stop => return None,
+                ToMain::Start { blueprint, reply } => (blueprint, reply),
+            };
+            match self.start(&blueprint, None) {
+                // Nobody waits for the answer only if a signal ended the API's thread.
+                Ok(started) => {
+                    let _ = reply.send(Ok(started.running.controller()));
+                    return Some(started);
+                }
+                Err(failure) => {
+                    let _ = reply.send(Err(failure.line()));
+                }
+            }
+        }
+        None
+    }
+
+    fn start(
+        &self,
+        blueprint: &Blueprint,
+        metrics: Option<&MetricsDraft>,
+    ) -> Result<Started, Failure> {
+        let moment = Moment::now();
+        let args = self.args;
+        let host = |doing| move |source| Failure::Host { doing, source };
+        let watching = Watching {
+            counters: Arc::default(),
+            trace: output(args.engine_trace.as_deref(), "the engine's trace", |path| {
+                File::create(path)
+            })?,
+            failing: args.fail_engine.map(Into::into),
+        };
+        let counters = Arc::clone(&watching.counters);
+        let (hypervisor, kept) =
+            engine::choose(blueprint, args.translation_cache.as_deref(), watching)?;
+        self.metrics.watch(counters, kept.clone());
+        if args.config_file.is_some() {
+            self.open_metrics(metrics)?;
+        }
+        let stdio = Stdio {
+            // Standard input that held the configuration is at its end.
+            input: if reads_stdin(args) {
+                None
+            } else {
+                std::io::stdin().as_fd().try_clone_to_owned().ok()
+            },
+            output: std::io::stdout()
+                .as_fd()
+                .try_clone_to_owned()
+                .map_err(host("duplicate standard output"))?,
+        };
+        let mut machine = Machine::build(blueprint, &hypervisor, stdio)
+            .map_err(|source| Failure::Build { source })?;
+        if args.boot_timer {
+            machine
+                .time_boot(moment)
+                .map_err(|source| Failure::Build { source })?;
+        }
+        if !args.no_seccomp {
+            let filter = Filter::for_vcpus().map_err(host("make the filter of system calls"))?;
+            machine.confine_vcpus(Arc::new(move || filter.confine_this_thread()));
+        }
+        let stop = machine.stop_handle();
+        let running = machine.start().map_err(|source| Failure::Run { source })?;
+        // It is the first: only one start succeeds.
+        let _ = self.stopping.machine.set(stop.clone());
+        if self.stopping.signal.load(Ordering::SeqCst) != 0 {
+            stop.stop();
+        }
+        Ok(Started { running, kept })
+    }
+
+    /// Opens the metrics that command line or configuration file name.
+    fn open_metrics(&self, asked: Option<&MetricsDraft>) -> Result<(), Failure> {
+        let by_argument = self.args.metrics_path.as_ref().map(|path| MetricsDraft {
+            metrics_path: path.clone(),
+            ..MetricsDraft::default()
+        });
+        match by_argument.as_ref().or(asked) {
+            None => Ok(()),
+            Some(asked) => self
+                .metrics
+                .configure(&self.args.id, asked)
+                .map_err(|why| Failure::Metrics { why }),
+        }
+    }
+}
+
+/// Serves the API on a thread that lives as long as the process.
+fn serve(args: &Args, frontend: &Arc<Frontend>, metrics: &Metrics) -> Result<Socket, Failure> {
+    let path = &args.api_sock;
+    let limits = Limits {
+        body_bytes: args.http_api_max_payload_size,
+        ..Limits::default()
+    };
+    let failed = |source| Failure::ApiSocket {
+        path: path.clone(),
+        source,
+    };
+    let server = Server::bind(path, limits).map_err(failed)?;
+    let socket = Socket(path.clone());
+    let counters = server.counters();
+    let startup = startup_time(args);
+    metrics.add(move || {
+        let mut groups: std::collections::BTreeMap<String, Value> = counters
+            .totals()
+            .into_iter()
+            .map(|(name, counts)| (name.to_owned(), json!(counts)))
+            .collect();
+        groups.insert("api_server".to_owned(), startup.clone());
+        groups
+    });
+    let serve: Arc<dyn Serve> = frontend.clone();
+    std::thread::Builder::new()
+        .name("api".to_owned())
+        .spawn(move || {
+            let Err(error) = server.run(&serve);
+            tracing::error!("the API's socket failed: {error}");
+        })
+        .map_err(failed)?;
+    Ok(socket)
+}
+
+/// The API's socket, which nobody finds any more when the process ends.
+struct Socket(PathBuf);
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Time from the jailer's start, in Firecracker's words.
+fn startup_time(args: &Args) -> Value {
+    let (wall_us, cpu_us) = args.start_up().unwrap_or_default();
+    json!({
+        "process_startup_time_us": wall_us,
+        "process_startup_time_cpu_us": cpu_us,
+    })
+}
+
+fn stop_on_signals(stopping: &Stopping, to_main: Sender<ToMain>) -> std::io::Result<()> {
+    let stopping = stopping.clone();
+    surroundings::stop_on_signals(move |signal| {
+        stopping.signal.store(signal, Ordering::SeqCst);
+        match stopping.machine.get() {
+            Some(machine) => machine.stop(),
+            // Nobody listens any more if a machine is being started: it looks itself.
+            None => drop(to_main.send(ToMain::Stop)),
+        }
+    })
+}
+
+fn stopped_by(signal: i32) -> u8 {
+    u8::try_from(128 + signal).unwrap_or(exit::ERROR)
+}
+
+fn finish(ended: Ended, signal: i32, status: &mut Status) -> Result<u8, Failure> {
+    let panic = ended.kernel_panic();
+    let outcome = ended.result.map_err(|source| Failure::Run { source })?;
+    tracing::info!(%outcome, "stopped");
+    let (code, message) = match outcome {
+        Outcome::PowerOff | Outcome::Reset => (0, panic),
+        Outcome::TripleFault => {
+            let message = "the guest triple-faulted".to_owned();
+            eprintln!("kombi-vmm: error: {message}; look at its console output");
+            (exit::TRIPLE_FAULT, Some(message))
+        }
+        // Only signals stop a machine.
+        Outcome::Stopped => (stopped_by(signal), None),
+    };
+    status.stopped(&outcome.to_string(), message.as_deref());
+    Ok(code)
+}
+
+/// Opens a file that an option names.
+fn output<T>(
+    path: Option<&Path>,
+    what: &'static str,
+    open: impl FnOnce(&Path) -> std::io::Result<T>,
+) -> Result<Option<T>, Failure> {
+    let Some(path) = path else {
+        return Ok(None);
+    };
+    match open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(source) => Err(Failure::OpenOutput {
+            what,
+            path: path.to_path_buf(),
+            source,
+        }),
+    }
+}
+
+fn reads_stdin(args: &Args) -> bool {
+    args.config_file.as_deref() == Some(Path::new("-"))
+}
+
+fn read_draft(args: &Args, path: &Path) -> Result<Draft, Failure> {
+    let text = read_file(path, reads_stdin(args))?;
+    let mut draft = Draft::from_json(&text).map_err(|source| Failure::Config {
+        path: path.to_path_buf(),
+        source,
+    })?;
+    if let Some(CpuConfigDraft::Path(path)) = &draft.cpu_config {
+        let text = read_file(path, false)?;
+        let template = serde_json::from_slice(&text)
+            .map_err(|source| blueprint::DraftError::Json { source })
+            .map_err(|source| Failure::Config {
+                path: path.clone(),
+                source,
+            })?;
+        draft.cpu_config = Some(CpuConfigDraft::Template(template));
+    }
+    if let Some(engine) = args.engine {
+        draft.machine_config.engine = Some(engine);
+    }
+    if let Some(model) = args.cpu_model {
+        draft.machine_config.cpu_model = Some(model);
+    }
+    Ok(draft)
+}
+
+fn read_file(path: &Path, stdin: bool) -> Result<Vec<u8>, Failure> {
+    let mut text = Vec::new();
+    let source: Result<Box<dyn Read>, _> = if stdin {
+        Ok(Box::new(std::io::stdin()))
+    } else {
+        File::open(path).map(|file| Box::new(file) as Box<dyn Read>)
+    };
+    source
+        .and_then(|source| source.take(CONFIG_BYTES_MAX + 1).read_to_end(&mut text))
+        .map_err(|source| Failure::ReadConfig {
+            path: path.to_path_buf(),
+            source,
+        })?;
+    if text.len() as u64 > CONFIG_BYTES_MAX {
+        return Err(Failure::LongConfig {
+            path: path.to_path_buf(),
+            most: CONFIG_BYTES_MAX,
+        });
+    }
+    Ok(text)
+}

@@ -1,0 +1,454 @@
+//! The API from outside: a machine's whole life over its socket, what is refused and
+//! when, and that nobody waits for anybody.
+
+mod host;
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use host::*;
+use rustix::process::{Signal, kill_process};
+use serde_json::{Value, json};
+
+/// Writes `a` to the console again and again: `mov dx, 0x3f8; mov al, 0x61; out dx, al;
+/// jmp` back to the OUT.
+const CHATTER: &[u8] = b"\x66\xba\xf8\x03\xb0\x61\xee\xeb\xfd";
+
+/// A monitor that waits for requests.
+struct Monitor {
+    child: Option<Child>,
+    socket: PathBuf,
+    /// Goes last: the monitor's files are in it.
+    host: Host,
+}
+
+impl Monitor {
+    fn start(args: &[&str]) -> Self {
+        let host = Host::new();
+        let socket = host.path("api.sock");
+        let child = Command::new(VMM)
+            .args(["--die-with-parent", "--level", "off", "--api-sock"])
+            .arg(&socket)
+            .args(args)
+            .env("KOMBI_TRANSLATION_CACHE", host.path("translations"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let monitor = Self {
+            child: Some(child),
+            socket,
+            host,
+        };
+        let until = Instant::now() + Duration::from_secs(20);
+        while UnixStream::connect(&monitor.socket).is_err() {
+            assert!(Instant::now() < until, "the socket never came");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        monitor
+    }
+
+    /// Status and body of one request.
+    fn ask(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
+        ask(&self.socket, method, path, body)
+    }
+
+    fn put(&self, path: &str, body: Value) {
+        let got = self.ask("PUT", path, Some(body));
+        assert_eq!(got, (204, Value::Null), "PUT {path}");
+    }
+
+    fn get(&self, path: &str) -> Value {
+        let (status, body) = self.ask("GET", path, None);
+        assert_eq!(status, 200, "GET {path}: {body}");
+        body
+    }
+
+    /// The message of a request that is refused.
+    fn refusal(&self, method: &str, path: &str, body: Option<Value>) -> String {
+        let (status, body) = self.ask(method, path, body);
+        assert_eq!(status, 400, "{method} {path}: {body}");
+        body["fault_message"].as_str().unwrap().to_owned()
+    }
+
+    /// A machine that boots `code`, not started.
+    fn prepare(&self, code: &[u8]) {
+        std::fs::write(self.host.path("kernel"), elf(code)).unwrap();
+        let kernel = self.host.path("kernel");
+        self.put(
+            "/machine-config",
+            json!({"vcpu_count": 1, "mem_size_mib": 32, "engine": "soft"}),
+        );
+        self.put(
+            "/boot-source",
+            json!({"kernel_image_path": kernel, "boot_args": ""}),
+        );
+    }
+
+    fn action(&self, name: &str) -> (u16, Value) {
+        self.ask("PUT", "/actions", Some(json!({"action_type": name})))
+    }
+
+    fn state(&self) -> String {
+        self.get("/")["state"].as_str().unwrap().to_owned()
+    }
+
+    /// The process's exit code and output, once it ended.
+    fn end(mut self) -> (Option<i32>, Vec<u8>, Host, PathBuf) {
+        let output = finish(self.child.take().unwrap());
+        let host = std::mem::replace(&mut self.host, Host::new());
+        (
+            output.status.code(),
+            output.stdout,
+            host,
+            self.socket.clone(),
+        )
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn ask(socket: &std::path::Path, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
+    let body = body.map(|body| body.to_string()).unwrap_or_default();
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(60)))
+        .unwrap();
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    let body = match body {
+        "" => Value::Null,
+        body => serde_json::from_str(body).unwrap(),
+    };
+    (status, body)
+}
+
+#[test]
+fn a_machine_lives_over_the_socket() {
+    let monitor = Monitor::start(&["--id", "vm-7"]);
+    let instance = monitor.get("/");
+    let wanted = json!({
+        "app_name": "Firecracker", "id": "vm-7", "state": "Not started", "vmm_version": "1.17.0",
+    });
+    assert_eq!(instance, wanted);
+    assert_eq!(
+        monitor.get("/version"),
+        json!({"firecracker_version": "1.17.0"})
+    );
+    monitor.prepare(&say("hello"));
+    assert_eq!(monitor.action("InstanceStart"), (204, Value::Null));
+    let (code, console, _host, socket) = monitor.end();
+    assert_eq!((code, &console[..]), (Some(0), &b"hello"[..]));
+    assert!(!socket.exists(), "the socket goes with the process");
+}
+
+#[test]
+fn a_paused_machine_is_silent_and_a_resumed_one_goes_on() {
+    let monitor = Monitor::start(&[]);
+    monitor.prepare(CHATTER);
+    let console = monitor.host.path("console");
+    monitor.put("/serial", json!({"serial_out_path": console}));
+    monitor.action("InstanceStart");
+    let len = || std::fs::metadata(&console).map_or(0, |file| file.len());
+    let grows = || {
+        let (before, until) = (len(), Instant::now() + Duration::from_secs(20));
+        while len() <= before + 100 {
+            assert!(Instant::now() < until, "nothing was written any more");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    grows();
+    for _ in 0..3 {
+        let state = |state: &str| monitor.ask("PATCH", "/vm", Some(json!({"state": state})));
+        assert_eq!(state("Paused").0, 204);
+        assert_eq!(monitor.state(), "Paused");
+        // What the guest wrote before is still on its way.
+        let mut before = len();
+        let settled = Instant::now() + Duration::from_secs(20);
+        loop {
+            std::thread::sleep(Duration::from_millis(50));
+            let now = len();
+            if now == before {
+                break;
+            }
+            assert!(Instant::now() < settled, "a paused guest writes");
+            before = now;
+        }
+        assert_eq!(state("Resumed").0, 204);
+        assert_eq!(monitor.state(), "Running");
+        grows();
+    }
+}
+
+#[test]
+fn what_comes_too_early_or_too_late_is_refused() {
+    let monitor = Monitor::start(&[]);
+    for (method, path, body) in [
+        ("PATCH", "/vm", json!({"state": "Paused"})),
+        ("PUT", "/actions", json!({"action_type": "FlushMetrics"})),
+        ("PUT", "/actions", json!({"action_type": "SendCtrlAltDel"})),
+        ("PATCH", "/drives/a", json!({"drive_id": "a"})),
+        ("PATCH", "/balloon", json!({"amount_mib": 1})),
+        (
+            "PUT",
+            "/snapshot/create",
+            json!({"snapshot_path": "/s", "mem_file_path": "/m"}),
+        ),
+    ] {
+        let got = monitor.refusal(method, path, Some(body));
+        assert!(got.contains("has not started"), "{method} {path}: {got}");
+    }
+    let got = monitor.refusal(
+        "PUT",
+        "/actions",
+        Some(json!({"action_type": "InstanceStart"})),
+    );
+    assert_eq!(got, "there is no kernel: name one with PUT /boot-source");
+    monitor.prepare(SPIN);
+    monitor.action("InstanceStart");
+    assert_eq!(monitor.state(), "Running");
+    for (path, body) in [
+        ("/actions", json!({"action_type": "InstanceStart"})),
+        (
+            "/machine-config",
+            json!({"vcpu_count": 1, "mem_size_mib": 64}),
+        ),
+        ("/boot-source", json!({"kernel_image_path": "/k"})),
+        ("/entropy", json!({})),
+        ("/vsock", json!({"guest_cid": 3, "uds_path": "/s"})),
+        ("/logger", json!({})),
+        ("/metrics", json!({"metrics_path": "/m"})),
+    ] {
+        let got = monitor.refusal("PUT", path, Some(body));
+        assert!(got.contains("has started already"), "{path}: {got}");
+    }
+    let drive = json!({"drive_id": "a", "is_root_device": false, "path_on_host": "/d"});
+    let got = monitor.refusal("PUT", "/drives/a", Some(drive));
+    assert!(got.contains("only be plugged on PCI"), "{got}");
+}
+
+#[test]
+fn each_request_is_checked_when_it_comes_and_a_refused_one_changes_nothing() {
+    let monitor = Monitor::start(&[]);
+    let disk = monitor.host.path("disk");
+    std::fs::write(&disk, [0; 4096]).unwrap();
+    let drive = |id: &str, root: bool, path: &std::path::Path| json!({"drive_id": id, "is_root_device": root, "path_on_host": path});
+    monitor.put("/drives/a", drive("a", true, &disk));
+    let before = monitor.get("/vm/config");
+    let missing = monitor.host.path("missing");
+    for (path, body, wanted) in [
+        (
+            "/drives/b",
+            drive("b", true, &disk),
+            "both claim to be the root device",
+        ),
+        (
+            "/drives/b",
+            drive("b", false, &missing),
+            "No such file or directory",
+        ),
+        (
+            "/drives/b",
+            drive("b", false, "/dev/null".as_ref()),
+            "neither a file nor a block device",
+        ),
+        (
+            "/boot-source",
+            json!({"kernel_image_path": missing}),
+            "failed to open kernel",
+        ),
+        (
+            "/machine-config",
+            json!({"vcpu_count": 33, "mem_size_mib": 64}),
+            "vcpu_count 33",
+        ),
+        (
+            "/balloon",
+            json!({"amount_mib": 129, "deflate_on_oom": true}),
+            "more than the machine's 128",
+        ),
+        (
+            "/vsock",
+            json!({"guest_cid": 2, "uds_path": "/s"}),
+            "guest_cid 2",
+        ),
+        (
+            "/logger",
+            json!({"log_path": "/none/log"}),
+            "failed to open log",
+        ),
+        (
+            "/metrics",
+            json!({"metrics_path": "/none/metrics"}),
+            "failed to open",
+        ),
+        (
+            "/network-interfaces/e",
+            json!({"iface_id": "e", "host_dev_name": "t", "mtu": 1}),
+            "mtu 1",
+        ),
+    ] {
+        let got = monitor.refusal("PUT", path, Some(body));
+        assert!(got.contains(wanted), "{path}: {got}");
+        assert_eq!(monitor.get("/vm/config"), before, "{path}");
+    }
+    // The same name again is a new configuration of the same drive.
+    monitor.put("/drives/a", drive("a", false, &disk));
+    monitor.put("/drives/b", drive("b", true, &disk));
+    let drives = monitor.get("/vm/config")["drives"].clone();
+    assert_eq!(drives.as_array().unwrap().len(), 2);
+    let patched = monitor.ask("PATCH", "/machine-config", Some(json!({"vcpu_count": 2})));
+    assert_eq!(patched.0, 204);
+    let config = monitor.get("/machine-config");
+    let wanted = json!({
+        "vcpu_count": 2, "mem_size_mib": 128, "smt": false, "track_dirty_pages": false,
+        "huge_pages": "None",
+    });
+    assert_eq!(config, wanted);
+}
+
+#[test]
+fn a_start_that_fails_may_be_tried_again() {
+    let monitor = Monitor::start(&[]);
+    monitor.prepare(&say("hello"));
+    std::fs::write(monitor.host.path("kernel"), b"no kernel").unwrap();
+    let (status, body) = monitor.action("InstanceStart");
+    assert_eq!(status, 400);
+    let message = body["fault_message"].as_str().unwrap();
+    assert!(
+        message.contains("give an uncompressed ELF vmlinux or a bzImage"),
+        "{message}"
+    );
+    assert_eq!(monitor.state(), "Not started");
+    std::fs::write(monitor.host.path("kernel"), elf(&say("hello"))).unwrap();
+    assert_eq!(monitor.action("InstanceStart").0, 204);
+    assert_eq!(monitor.end().0, Some(0));
+}
+
+#[test]
+fn a_configuration_file_and_the_api_go_together() {
+    let host = Host::new();
+    let config = host.config(SPIN, json!({"serial": {"serial_out_path": "DIR/log"}}));
+    let monitor = Monitor::start(&["--config-file", config.to_str().unwrap()]);
+    let until = Instant::now() + Duration::from_secs(20);
+    while monitor.state() == "Not started" {
+        assert!(Instant::now() < until, "it never started");
+    }
+    let config = monitor.get("/vm/config");
+    assert_eq!(config["machine-config"]["mem_size_mib"], 32);
+    let id = pid(monitor.child.as_ref().unwrap());
+    kill_process(id, Signal::TERM).unwrap();
+    assert_eq!(monitor.end().0, Some(143));
+}
+
+#[test]
+fn a_signal_ends_a_monitor_whose_machine_never_started() {
+    let monitor = Monitor::start(&[]);
+    let id = pid(monitor.child.as_ref().unwrap());
+    kill_process(id, Signal::TERM).unwrap();
+    let (code, _, _host, socket) = monitor.end();
+    assert_eq!(code, Some(143));
+    assert!(!socket.exists());
+}
+
+#[test]
+fn a_socket_path_that_is_taken_is_one_line_and_what_is_there_stays() {
+    let host = Host::new();
+    let path = host.path("s");
+    std::fs::write(&path, b"mine").unwrap();
+    let output = Command::new(VMM)
+        .arg("--api-sock")
+        .arg(&path)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(153), "{output:?}");
+    let words = host.anonymous(&output.stderr);
+    assert!(
+        words.ends_with(
+            "kombi-vmm: error: failed to serve the API at \"DIR/s\": Address already in use \
+             (os error 98); remove what is there, or give another --api-sock\n"
+        ),
+        "{words}"
+    );
+    assert_eq!(std::fs::read(&path).unwrap(), b"mine");
+}
+
+#[test]
+fn requests_are_counted_in_the_metrics_and_the_log_is_where_it_was_asked_for() {
+    let monitor = Monitor::start(&[]);
+    let (metrics, log) = (monitor.host.path("metrics"), monitor.host.path("log"));
+    monitor.put(
+        "/metrics",
+        json!({"metrics_path": metrics, "emit_id": true}),
+    );
+    monitor.put(
+        "/logger",
+        json!({"log_path": log, "level": "DEBUG", "show_level": true}),
+    );
+    monitor.prepare(SPIN);
+    monitor.refusal(
+        "PUT",
+        "/boot-source",
+        Some(json!({"kernel_image_path": "/none"})),
+    );
+    monitor.action("InstanceStart");
+    assert_eq!(monitor.action("FlushMetrics").0, 204);
+    let text = std::fs::read_to_string(&metrics).unwrap();
+    let last: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    assert_eq!(last["put_api_requests"]["boot_source_count"], 2, "{last}");
+    assert_eq!(last["put_api_requests"]["boot_source_fails"], 1);
+    assert_eq!(last["id"], "anonymous-instance");
+    assert!(last["engine"]["translations"]["made"].is_u64());
+    let log = std::fs::read_to_string(log).unwrap();
+    assert!(
+        log.contains(":ERROR] API: PUT /boot-source: failed to open kernel"),
+        "{log}"
+    );
+}
+
+#[test]
+fn no_call_takes_long_while_clients_are_silent_or_slow_to_read() {
+    let monitor = Monitor::start(&[]);
+    monitor.prepare(SPIN);
+    monitor.action("InstanceStart");
+    let mut silent: Vec<_> = (0..4)
+        .map(|_| UnixStream::connect(&monitor.socket).unwrap())
+        .collect();
+    for stream in &mut silent {
+        stream
+            .write_all(b"PUT /mmds HTTP/1.1\r\nContent-Length: 9\r\n\r\n")
+            .unwrap();
+    }
+    // One that asks much and reads nothing.
+    let mut full = UnixStream::connect(&monitor.socket).unwrap();
+    full.set_nonblocking(true).unwrap();
+    while full.write(b"GET /vm/config HTTP/1.1\r\n\r\n").is_ok() {}
+    let started = Instant::now();
+    for _ in 0..100 {
+        monitor.get("/");
+    }
+    // A hundred in the time that one may take at most if it waited for another.
+    assert!(
+        started.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        started.elapsed()
+    );
+}

@@ -263,6 +263,12 @@ impl EpochSlice<'_> {
         Gpa(self.start.0.wrapping_add(offset as u64))
     }
 
+    /// Guest-physical address of the slice.
+    #[must_use]
+    pub fn start(&self) -> Gpa {
+        self.start
+    }
+
     /// Whether the first `len` bytes of the slice may be reached by the guest now:
     /// a device asks before it does on the guest's behalf.
     #[must_use]

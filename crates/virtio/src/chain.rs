@@ -1,6 +1,6 @@
 //! One request of the driver: the buffers to read and the buffers to fill.
 //!
-//! Invariant: every piece lies in guest memory; what the driver may change while
+//! Invariant: every piece lies in guest memory that may be reached; what the driver may change while
 //! a device looks is only the contents, never where they are.
 
 use std::collections::VecDeque;
@@ -52,7 +52,12 @@ impl<'m> Chain<'m> {
                 continue;
             }
             for piece in memory.get_slices(descriptor.addr(), descriptor.len() as usize) {
-                side.push(piece.map_err(|_| broken("a buffer lies outside of memory"))?);
+                let piece = piece.map_err(|_| broken("a buffer lies outside of memory"))?;
+                let write = descriptor.is_write_only();
+                if !piece.bitmap().allows(piece.len(), write) {
+                    return Err(broken("a buffer lies in memory that is not to be reached"));
+                }
+                side.push(piece);
             }
         }
         if !complete {

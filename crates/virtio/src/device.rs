@@ -24,6 +24,8 @@ pub enum DeviceType {
     Block = 2,
     /// A source of random bytes.
     Rng = 4,
+    /// Memory that the guest gives up.
+    Balloon = 5,
     /// Sockets between host and guest.
     Vsock = 19,
 }
@@ -33,7 +35,7 @@ pub enum DeviceType {
 pub struct Activation {
     /// The machine's memory.
     pub memory: GuestMemory,
-    /// One per entry of [`VirtioDevice::queue_sizes`], checked to lie in memory.
+    /// One per queue of [`VirtioDevice::queues_in_use`], checked to lie in memory.
     pub queues: Vec<VirtQueue>,
     /// The device's interrupt.
     pub interrupt: Interrupt,
@@ -53,6 +55,12 @@ pub trait VirtioDevice: Send {
 
     /// Largest number of entries of each queue: powers of two.
     fn queue_sizes(&self) -> &[u16];
+
+    /// How many of the queues, from the first, a driver sets up that accepted
+    /// `features`; all by default.
+    fn queues_in_use(&self, _features: u64) -> usize {
+        self.queue_sizes().len()
+    }
 
     /// Fills `data` from its configuration space; zeros beyond the end.
     fn read_config(&self, offset: u64, data: &mut [u8]);

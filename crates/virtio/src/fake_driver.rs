@@ -50,7 +50,11 @@ pub(crate) struct Ring {
 impl FakeDriver {
     /// Finds the device; it is as after power-on.
     pub(crate) fn find(device: Arc<Mutex<dyn VirtioDevice>>) -> Self {
-        let ram = GuestRam::new(RAM).unwrap();
+        Self::find_in(GuestRam::new(RAM).unwrap(), device)
+    }
+
+    /// As [`FakeDriver::find`], in a machine with this memory, of at least [`RAM`].
+    pub(crate) fn find_in(ram: GuestRam, device: Arc<Mutex<dyn VirtioDevice>>) -> Self {
         let (line, rises) = (
             Arc::new(AtomicBool::new(false)),
             Arc::new(AtomicU32::new(0)),
@@ -75,6 +79,13 @@ impl FakeDriver {
     /// Finds the device and sets it up with all that it offers.
     pub(crate) fn start(device: Arc<Mutex<dyn VirtioDevice>>) -> Self {
         let mut driver = Self::find(device);
+        driver.set_up(u64::MAX);
+        driver
+    }
+
+    /// As [`FakeDriver::start`], in a machine with this memory.
+    pub(crate) fn start_in(ram: GuestRam, device: Arc<Mutex<dyn VirtioDevice>>) -> Self {
+        let mut driver = Self::find_in(ram, device);
         driver.set_up(u64::MAX);
         driver
     }

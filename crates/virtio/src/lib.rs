@@ -14,12 +14,14 @@
 //! Left to others: addresses, interrupt numbers, the event loop (`machine`).
 #![forbid(unsafe_code)]
 
+pub mod balloon;
 pub mod block;
 mod chain;
 mod device;
 mod interrupt;
 mod queue;
 pub mod rng;
+mod saved;
 pub mod transport;
 pub mod vsock;
 
@@ -30,6 +32,7 @@ pub use chain::{Buffers, Chain};
 pub use device::{Activation, DeviceType, EventSource, VirtioDevice, feature};
 pub use interrupt::Interrupt;
 pub use queue::{QueueError, VirtQueue};
+pub use saved::SavedQueue;
 
 /// Why a device could not be made or could not start to work.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +77,12 @@ pub enum Error {
     ReservedCid {
         /// The identifier asked for.
         cid: u64,
+    },
+    /// A saved state that no device of this kind can have.
+    #[error("the saved state of the {device} device is not one that it can have")]
+    Saved {
+        /// Which device.
+        device: &'static str,
     },
     /// The host lacks epoll, timerfd or descriptors.
     #[error("failed to {doing} for a virtio device")]

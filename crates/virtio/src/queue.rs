@@ -31,11 +31,11 @@ pub enum QueueError {
 /// A virtqueue together with the interrupt that tells its driver of used buffers.
 #[derive(Debug)]
 pub struct VirtQueue {
-    ring: Queue,
+    pub(crate) ring: Queue,
     interrupt: Interrupt,
-    broken: bool,
+    pub(crate) broken: bool,
     /// Something was completed since the driver was last told.
-    untold: bool,
+    pub(crate) untold: bool,
 }
 
 impl VirtQueue {

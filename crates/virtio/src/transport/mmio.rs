@@ -12,13 +12,14 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bus::{IrqLine, Lifecycle, MmioDevice};
-use ram::{GuestMemory, GuestRam};
+use ram::{Gpa, GuestMemory, GuestRam};
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
     VIRTIO_CONFIG_S_FAILED, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
 };
 use virtio_bindings::virtio_mmio as reg;
 use virtio_queue::{Queue, QueueT};
+use vm_memory::GuestMemoryBackend;
 
 use crate::{Activation, DeviceType, Interrupt, VirtQueue, VirtioDevice, feature};
 
@@ -225,11 +226,12 @@ impl MmioTransport {
 
     fn activate(&mut self) {
         let event_idx = self.accepted & feature::EVENT_IDX != 0;
+        let in_use = lock(&self.device).queues_in_use(self.accepted);
         let mut queues = Vec::with_capacity(self.queues.len());
-        for queue in &self.queues {
+        for queue in self.queues.iter().take(in_use) {
             let copy = Queue::try_from(queue.state())
                 .ok()
-                .filter(|q| q.is_valid(&self.memory));
+                .filter(|q| q.is_valid(&self.memory) && is_reachable(q, &self.memory));
             let Some(mut ring) = copy else {
                 tracing::warn!(device = ?self.device_type, "driver is ready but a queue is not");
                 self.interrupt.needs_reset();
@@ -347,6 +349,20 @@ impl std::fmt::Debug for MmioTransport {
 /// A device is consistent between calls even if one panicked.
 fn lock(device: &Mutex<dyn VirtioDevice>) -> MutexGuard<'_, dyn VirtioDevice + 'static> {
     device.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether the rings lie in memory that the guest may reach now: not all that is mapped
+/// may be, nor be written.
+fn is_reachable(queue: &Queue, memory: &GuestMemory) -> bool {
+    let size = usize::from(queue.size());
+    let reach = |at, len, write| {
+        memory
+            .get_slice(Gpa(at), len)
+            .is_ok_and(|ring| ring.bitmap().allows(len, write))
+    };
+    reach(queue.desc_table(), 16 * size, false)
+        && reach(queue.avail_ring(), 6 + 2 * size, false)
+        && reach(queue.used_ring(), 6 + 8 * size, true)
 }
 
 fn fresh_queues(sizes: &[u16]) -> Vec<Queue> {

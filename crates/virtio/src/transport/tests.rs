@@ -4,8 +4,11 @@ use std::sync::{Arc, Mutex};
 
 use bus::{Lifecycle, MmioDevice};
 use proptest::prelude::*;
+use ram::GuestRam;
 
-use crate::fake_driver::{BUFFERS, Buffer, F_INDIRECT, F_NEXT, F_WRITE, FakeDriver, QUEUE_SIZE};
+use crate::fake_driver::{
+    BUFFERS, Buffer, F_INDIRECT, F_NEXT, F_WRITE, FakeDriver, QUEUE_SIZE, RAM,
+};
 use crate::rng::Rng;
 use crate::{VirtioDevice, feature};
 
@@ -342,12 +345,12 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
         4 => (register.clone(), data).prop_map(|(register, data)| Move::Write { register, data }),
         1 => (register, 0usize..9).prop_map(|(register, len)| Move::Read { register, len }),
         2 => Just(Move::SetUp),
-        3 => (0usize..3, 0u8..3, 0u64..64, proptest::collection::vec(any::<u8>(), 1..40))
+        3 => (0usize..5, 0u8..3, 0u64..64, proptest::collection::vec(any::<u8>(), 1..40))
             .prop_map(|(queue, part, at, bytes)| Move::Scribble { queue, part, at, bytes }),
-        2 => (0usize..3, 0u16..80).prop_map(|(queue, head)| Move::Publish { queue, head }),
-        4 => (0usize..3, proptest::collection::vec((any::<bool>(), addr, len), 1..6))
+        2 => (0usize..5, 0u16..80).prop_map(|(queue, head)| Move::Publish { queue, head }),
+        4 => (0usize..5, proptest::collection::vec((any::<bool>(), addr, len), 1..6))
             .prop_map(|(queue, buffers)| Move::Add { queue, buffers }),
-        4 => (0usize..3).prop_map(|queue| Move::Kick { queue }),
+        4 => (0usize..6).prop_map(|queue| Move::Kick { queue }),
     ];
     proptest::collection::vec(one, 1..60)
 }
@@ -355,7 +358,11 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
 /// Plays `moves` against a device, which must then still be one that a good
 /// driver can use.
 fn play(device: Arc<Mutex<dyn VirtioDevice>>, moves: &[Move]) {
-    let mut driver = FakeDriver::start(device);
+    play_in(GuestRam::new(RAM).unwrap(), device, moves);
+}
+
+fn play_in(ram: GuestRam, device: Arc<Mutex<dyn VirtioDevice>>, moves: &[Move]) {
+    let mut driver = FakeDriver::start_in(ram, device);
     for one in moves {
         match one.clone() {
             Move::Write { register, data } => driver.transport.write(register, &data),
@@ -366,15 +373,15 @@ fn play(device: Arc<Mutex<dyn VirtioDevice>>, moves: &[Move]) {
                 part,
                 at,
                 bytes,
-            } if queue < driver.queues() => {
-                let ring = driver.ring(queue);
+            } => {
+                let ring = driver.ring(queue % driver.queues());
                 let base = [ring.desc, ring.avail, ring.used][usize::from(part)];
                 driver.put(base + at, &bytes);
             }
-            Move::Publish { queue, head } if queue < driver.queues() => {
-                driver.publish(queue, head);
+            Move::Publish { queue, head } => {
+                driver.publish(queue % driver.queues(), head);
             }
-            Move::Add { queue, buffers } if queue < driver.queues() => {
+            Move::Add { queue, buffers } => {
                 let buffers: Vec<_> = buffers
                     .into_iter()
                     .map(|(fill, addr, len)| match fill {
@@ -382,10 +389,9 @@ fn play(device: Arc<Mutex<dyn VirtioDevice>>, moves: &[Move]) {
                         false => Buffer::Out(addr, len),
                     })
                     .collect();
-                driver.add(queue, &buffers);
+                driver.add(queue % driver.queues(), &buffers);
             }
             Move::Kick { queue } => driver.kick(queue),
-            Move::Scribble { .. } | Move::Publish { .. } | Move::Add { .. } => {}
         }
         // The line says what the status says.
         let pending = driver.read(0x60) != 0;
@@ -428,5 +434,19 @@ proptest! {
         let dir = tempfile::tempdir().unwrap();
         let vsock = crate::vsock::Vsock::new(3, &dir.path().join("v")).unwrap();
         play(Arc::new(Mutex::new(vsock)), &moves);
+    }
+
+    #[test]
+    fn no_sequence_of_accesses_upsets_a_balloon(moves in moves()) {
+        let settings = crate::balloon::Settings {
+            amount_mib: 8,
+            deflate_on_oom: true,
+            statistics_interval_s: 1,
+            hinting: true,
+            reporting: true,
+        };
+        let ram = GuestRam::new(RAM).unwrap();
+        let balloon = crate::balloon::Balloon::new(settings, &ram).unwrap();
+        play_in(ram, Arc::new(Mutex::new(balloon)), &moves);
     }
 }

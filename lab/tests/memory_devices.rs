@@ -32,7 +32,7 @@ fn a_guest_that_was_copied_draws_new_random_numbers() {
          awk '/ACPI:Ged/ { print \"event:\", $2 }' /proc/interrupts\n\
          poweroff -f",
         |machine| {
-            let generation = machine.generation();
+            let generation = machine.handles().generation.unwrap();
             move |line: &str| {
                 if line == "ready" {
                     generation.lock().unwrap().bump().unwrap();
@@ -46,5 +46,117 @@ fn a_guest_that_was_copied_draws_new_random_numbers() {
     );
     // One event each for identifier and clock.
     assert_eq!(text.matches("event: 1\n").count(), 2, "{text}");
+    assert_eq!(*ended.result.as_ref().unwrap(), Outcome::PowerOff, "{text}");
+}
+
+/// The guest gives up memory, says how it is doing, takes it back.
+#[test]
+fn a_balloon_inflates_tells_statistics_and_deflates() {
+    let mut boot = Boot::new();
+    boot.rest = serde_json::json!({
+        "balloon": {
+            "amount_mib": 0,
+            "deflate_on_oom": true,
+            "stats_polling_interval_s": 1,
+        },
+    });
+    let (notes, told) = std::sync::mpsc::channel();
+    let (ended, text) = boot.run_with(
+        "free_mib() { awk '/MemFree/ { print int($2 / 1024) }' /proc/meminfo; }\n\
+         before=$(free_mib)\n\
+         echo inflate\n\
+         for n in $(seq 100); do [ $(free_mib) -lt $((before - 35)) ] && break; sleep 0.1; done\n\
+         echo given up: $((before - $(free_mib) > 35))\n\
+         echo deflate\n\
+         for n in $(seq 100); do [ $(free_mib) -gt $((before - 5)) ] && break; sleep 0.1; done\n\
+         echo left: $((before - $(free_mib) < 5))\n\
+         poweroff -f",
+        |machine| {
+            let balloon = machine.handles().balloon.unwrap();
+            move |line: &str| {
+                let wanted = match line {
+                    "inflate" => 40,
+                    "deflate" => 0,
+                    _ => return,
+                };
+                balloon.lock().unwrap().update(wanted).unwrap();
+                let patience = std::time::Instant::now() + std::time::Duration::from_secs(20);
+                loop {
+                    let balloon = balloon.lock().unwrap();
+                    let statistics = balloon.statistics().unwrap();
+                    if balloon.actual_pages() == wanted * 256 && statistics.total_memory.is_some() {
+                        notes.send((balloon.counts(), statistics)).unwrap();
+                        return;
+                    }
+                    drop(balloon);
+                    assert!(
+                        std::time::Instant::now() < patience,
+                        "no answer of the guest"
+                    );
+                    std::thread::sleep(std::time::Duration::from_millis(20));
+                }
+            }
+        },
+    );
+    assert!(
+        text.contains("given up: 1\n") && text.contains("left: 1\n"),
+        "{text}"
+    );
+    let (counts, statistics) = told.recv().unwrap();
+    // The guest's pages were all touched or not: what was given back was 40 MiB at most.
+    assert_eq!(counts.inflated_bytes, 40 << 20);
+    assert_eq!(counts.refused, 0);
+    let total = statistics.total_memory.unwrap() >> 20;
+    assert!((80..128).contains(&total), "{total} MiB");
+    assert!(statistics.major_faults.is_some() && statistics.oom_kill.is_some());
+    assert_eq!(*ended.result.as_ref().unwrap(), Outcome::PowerOff, "{text}");
+}
+
+#[test]
+fn free_pages_are_reported_and_hinted_at() {
+    let mut boot = Boot::new();
+    boot.rest = serde_json::json!({
+        "balloon": {
+            "amount_mib": 0,
+            "deflate_on_oom": false,
+            "free_page_reporting": true,
+            "free_page_hinting": true,
+        },
+    });
+    let (notes, told) = std::sync::mpsc::channel();
+    let (ended, text) = boot.run_with(
+        // Reports come two seconds after pages became free.
+        "mount -t tmpfs t /mnt; dd if=/dev/zero of=/mnt/f bs=1M count=40 2>/dev/null\n\
+         rm /mnt/f; sleep 3; echo reported\n\
+         read line < /proc/uptime\n\
+         for n in $(seq 50); do sleep 0.1; done\n\
+         poweroff -f",
+        |machine| {
+            let balloon = machine.handles().balloon.unwrap();
+            move |line: &str| {
+                if line != "reported" {
+                    return;
+                }
+                let reported = balloon.lock().unwrap().counts();
+                balloon.lock().unwrap().start_hinting(true).unwrap();
+                for _ in 0..200 {
+                    std::thread::sleep(std::time::Duration::from_millis(20));
+                    let hinting = balloon.lock().unwrap().hinting().unwrap();
+                    if hinting.host_command == 1 {
+                        break;
+                    }
+                }
+                let balloon = balloon.lock().unwrap();
+                notes
+                    .send((reported, balloon.counts(), balloon.hinting()))
+                    .unwrap();
+            }
+        },
+    );
+    let (reported, hinted, hinting) = told.recv().unwrap();
+    assert!(reported.reported_bytes > 30 << 20, "{reported:?} {text}");
+    assert!(hinted.hinted_bytes > 30 << 20, "{hinted:?} {text}");
+    assert_eq!(hinted.refused, 0);
+    assert_eq!(hinting.unwrap().guest_command, Some(0));
     assert_eq!(*ended.result.as_ref().unwrap(), Outcome::PowerOff, "{text}");
 }

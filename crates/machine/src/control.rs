@@ -20,6 +20,7 @@ use hv::Kick;
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::Error;
+use crate::handles::Handles;
 
 /// How a machine ended that did nothing wrong itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,11 +68,17 @@ impl StopHandle {
 #[derive(Clone, Debug)]
 pub struct Controller {
     control: Arc<Control>,
+    handles: Handles,
 }
 
 impl Controller {
-    pub(crate) fn new(control: Arc<Control>) -> Self {
-        Self { control }
+    pub(crate) fn new(control: Arc<Control>, handles: Handles) -> Self {
+        Self { control, handles }
+    }
+
+    /// The devices that can be asked and changed, also while the vCPUs are held.
+    pub fn handles(&self) -> &Handles {
+        &self.handles
     }
 
     /// Holds every vCPU; returns once none runs guest code any more. Pausing twice is
@@ -309,7 +316,7 @@ mod tests {
             for counter in &counters {
                 scope.spawn(|| counter.live(&control));
             }
-            let controller = Controller::new(control.clone());
+            let controller = Controller::new(control.clone(), Handles::default());
             for _ in 0..20 {
                 controller.pause().unwrap();
                 controller.pause().unwrap();

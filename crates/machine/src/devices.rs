@@ -15,6 +15,7 @@ use chipset::{
 use hv::Interrupts;
 use ram::GuestRam;
 use rustix::fs::OFlags;
+use virtio::balloon::{self, Balloon};
 use virtio::block::{Access, Block};
 use virtio::rng::Rng;
 use virtio::transport::MmioTransport;
@@ -25,6 +26,7 @@ use crate::Error;
 use crate::console::{Console, Sink};
 use crate::control::Control;
 use crate::generation::Generation;
+use crate::handles::Handles;
 use crate::io_space::IoSpace;
 use crate::layout::{ACPI_PORT, SERIAL_GSI, SERIAL_PORT, VIRTIO_MMIO_LEN, VirtioSlot};
 
@@ -40,8 +42,8 @@ pub(crate) struct Devices {
     pub(crate) console: Arc<Console>,
     /// Where the virtio devices sit.
     pub(crate) slots: Vec<VirtioSlot>,
-    /// What tells the guest that it was copied.
-    pub(crate) generation: Arc<Mutex<Generation>>,
+    /// What can be asked and changed while the machine runs.
+    pub(crate) handles: Handles,
 }
 
 /// Makes the devices of `blueprint`; `stdout` takes the console's output unless
@@ -67,7 +69,10 @@ pub(crate) fn make(
         serial: serial.clone(),
         console,
         slots: Vec::new(),
-        generation: Arc::new(Mutex::new(generation)),
+        handles: Handles {
+            generation: Some(Arc::new(Mutex::new(generation))),
+            ..Handles::default()
+        },
     };
     let place_failed = |source| Error::Place { source };
     let power: Arc<dyn PowerEvents> = control.clone();
@@ -100,6 +105,20 @@ pub(crate) fn make(
         devices.sources.push(vsock.clone());
         devices.add_virtio(vsock, ram, interrupts)?;
     }
+    if let Some(balloon) = blueprint.balloon() {
+        let settings = balloon::Settings {
+            amount_mib: balloon.amount_mib,
+            deflate_on_oom: balloon.deflate_on_oom,
+            statistics_interval_s: balloon.stats_polling_interval_s,
+            hinting: balloon.free_page_hinting,
+            reporting: balloon.free_page_reporting,
+        };
+        let balloon = Balloon::new(settings, ram).map_err(|source| Error::Balloon { source })?;
+        let balloon = Arc::new(Mutex::new(balloon));
+        devices.handles.balloon = Some(balloon.clone());
+        devices.sources.push(balloon.clone());
+        devices.add_virtio(balloon, ram, interrupts)?;
+    }
     if blueprint.entropy().is_some() {
         let rng = Arc::new(Mutex::new(Rng::new()));
         devices.add_virtio(rng, ram, interrupts)?;
@@ -115,7 +134,6 @@ fn refuse_what_is_missing(blueprint: &Blueprint) -> Result<(), Error> {
             !blueprint.network_interfaces().is_empty(),
         ),
         ("pmem", !blueprint.pmem().is_empty()),
-        ("balloon", blueprint.balloon().is_some()),
         ("memory-hotplug", blueprint.memory_hotplug().is_some()),
     ];
     match missing.into_iter().find(|(_, asked)| *asked) {

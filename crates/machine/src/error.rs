@@ -138,6 +138,12 @@ pub enum Error {
         /// What went wrong.
         source: virtio::Error,
     },
+    /// The balloon could not be made.
+    #[error("failed to make the balloon")]
+    Balloon {
+        /// What went wrong.
+        source: virtio::Error,
+    },
     /// The file for the serial console cannot be opened.
     #[error("failed to open {path:?} for the serial console")]
     SerialOut {
@@ -207,6 +213,7 @@ impl Error {
             | Error::LoadInitrd { .. }
             | Error::WriteBootData { .. }
             | Error::RandomSeed { .. }
+            | Error::Balloon { .. }
             | Error::Generation { .. }
             | Error::Place { .. }
             | Error::Engine { .. }
@@ -238,6 +245,7 @@ impl Error {
             Error::Memory { .. }
             | Error::WriteBootData { .. }
             | Error::RandomSeed { .. }
+            | Error::Balloon { .. }
             | Error::Generation { .. }
             | Error::Place { .. }
             | Error::Engine { .. }

@@ -21,7 +21,7 @@ use ram::{ByteSize, GuestRam};
 use crate::control::{Control, Controller, Outcome, StopHandle};
 use crate::devices::Devices;
 use crate::event_loop::EventLoop;
-use crate::generation::Generation;
+use crate::handles::Handles;
 use crate::io_space::IoSpace;
 use crate::layout::BOOT_TIMER;
 use crate::{Error, boot, devices};
@@ -88,9 +88,9 @@ impl<P: Partition> Machine<P> {
         StopHandle::new(self.control.clone())
     }
 
-    /// What tells the guest that it was copied, for whoever copies it.
-    pub fn generation(&self) -> Arc<Mutex<Generation>> {
-        self.devices.generation.clone()
+    /// The devices that can be asked and changed.
+    pub fn handles(&self) -> Handles {
+        self.devices.handles.clone()
     }
 
     /// Adds the boot timer: the log says how long after `started` the guest's init ran.
@@ -127,11 +127,13 @@ impl<P: Partition> Machine<P> {
             self.control.add(vcpu.kicker());
             vcpus.push(vcpu);
         }
+        let handles = self.devices.handles;
         let io = Arc::new(self.devices.io);
         let mut running = Running {
             threads: Vec::new(),
             event_loop: self.event_loop,
             control: self.control,
+            handles,
             _ram: self.ram,
         };
         for (index, vcpu) in (0..).zip(vcpus) {
@@ -170,13 +172,14 @@ pub struct Running {
     threads: Vec<JoinHandle<()>>,
     event_loop: EventLoop,
     control: Arc<Control>,
+    handles: Handles,
     _ram: GuestRam,
 }
 
 impl Running {
     /// Changes the machine from any thread.
     pub fn controller(&self) -> Controller {
-        Controller::new(self.control.clone())
+        Controller::new(self.control.clone(), self.handles.clone())
     }
 
     /// Stops the machine from any thread.

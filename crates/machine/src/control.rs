@@ -352,7 +352,7 @@ mod tests {
             assert!(counters.iter().all(|counter| counter.now() == 0));
             control.end(Ok(Outcome::Stopped));
         });
-        let controller = Controller::new(control);
+        let controller = Controller::new(control, Handles::default());
         assert_eq!(
             (controller.pause(), controller.resume()),
             (Err(Gone), Err(Gone))

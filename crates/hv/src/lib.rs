@@ -14,6 +14,7 @@
 //! Left to others: devices, boot, the threads that vCPUs run on (`machine`).
 #![forbid(unsafe_code)]
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 pub use ram::{Gpa, GuestRam};
@@ -103,6 +104,18 @@ pub trait Partition {
 
     /// The interrupt lines, for devices on any thread.
     fn interrupts(&self) -> Arc<dyn Interrupts>;
+
+    /// Has 32-bit stores of `value` to the guest-physical address `at` add one to the
+    /// eventfd `bell`, in place of a call of [`Io::mmio_write`], for as long as the
+    /// partition or one of its vCPUs lives. `false` when the engine offers no such thing:
+    /// the stores come as calls.
+    ///
+    /// # Errors
+    /// [`Error::Host`] when the host's kernel refuses.
+    fn doorbell(&self, at: Gpa, value: u32, bell: BorrowedFd<'_>) -> Result<bool, Error> {
+        let _ = (at, value, bell);
+        Ok(false)
+    }
 }
 
 /// Global system interrupts of the machine: 24 IOAPIC pins.
@@ -134,6 +147,10 @@ pub enum Exit {
     Halted,
     /// A fault while delivering a double fault: real hardware resets.
     TripleFault,
+    /// The guest told its hypervisor that the machine shall be off.
+    PowerOff,
+    /// The guest told its hypervisor to reset the machine.
+    Reset,
 }
 
 /// One virtual CPU. Its state stays put between calls of [`Vcpu::run`].

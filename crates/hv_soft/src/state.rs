@@ -1,10 +1,10 @@
 //! A vCPU's state in the form that no engine owns, both ways.
 
 use hv::Error;
-use x86::control::{cr0, cr4, efer};
+use x86::control::{cr0, cr4, efer, vector};
 use x86::features::Feature;
 use x86::registers::rflags;
-use x86::state::{PendingEvents, VcpuState};
+use x86::state::{PendingEvents, PendingException, VcpuState};
 use x86::xsave as area;
 use x86::{descriptor, msr, paging};
 
@@ -75,6 +75,8 @@ impl Cpu {
             events: PendingEvents {
                 interrupt_shadow: self.shadowed(),
                 nmi_pending,
+                nmi_blocked: self.nmi_blocked,
+                exception: None,
                 halted: self.halted,
                 waits_for_startup: self.phase == Phase::Waits,
             },
@@ -128,7 +130,7 @@ impl Cpu {
         self.halted = state.events.halted;
         self.restore_shadow(state.events.interrupt_shadow);
         self.nmi_pending = state.events.nmi_pending;
-        self.nmi_blocked = false;
+        self.nmi_blocked = state.events.nmi_blocked;
         self.flush_all();
         self.breakpoints.hit = 0;
         self.rearm();
@@ -210,6 +212,14 @@ impl Cpu {
             return Err(refuse(format!(
                 "CR4 {:#x} has features that it lacks",
                 state.cr4
+            )));
+        }
+        // Faults are raised again by the instruction that RIP is at.
+        if let Some(PendingException { vector, .. }) = state.events.exception
+            && matches!(vector, vector::DB | vector::BP | vector::OF)
+        {
+            return Err(refuse(format!(
+                "exception {vector} is on its way, which nothing would raise again"
             )));
         }
         if state.rflags & rflags::VM != 0 || !paging::is_canonical(state.rip) {

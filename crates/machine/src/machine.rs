@@ -255,6 +255,8 @@ fn run_vcpu(index: u8, mut vcpu: impl Vcpu, io: &IoSpace, control: &Arc<Control>
             Ok(Exit::Kicked) => {}
             Ok(Exit::Halted) => return control.halted(),
             Ok(Exit::TripleFault) => control.end(Ok(Outcome::TripleFault)),
+            Ok(Exit::PowerOff) => control.end(Ok(Outcome::PowerOff)),
+            Ok(Exit::Reset) => control.end(Ok(Outcome::Reset)),
             Err(source) => control.end(Err(Error::Engine { source })),
         }
     }

@@ -10,6 +10,7 @@ pub mod cpu_template;
 pub mod cpuid;
 pub mod descriptor;
 pub mod features;
+pub mod guest_cpuid;
 pub mod msr;
 pub mod paging;
 pub mod registers;

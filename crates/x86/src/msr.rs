@@ -21,6 +21,8 @@ pub const PLATFORM_INFO: u32 = 0xce;
 pub const ARCH_CAPABILITIES: u32 = 0x10a;
 /// MTRR capabilities.
 pub const MTRR_CAP: u32 = 0xfe;
+/// Performance monitoring features.
+pub const PERF_CAPABILITIES: u32 = 0x345;
 /// SYSENTER's CS.
 pub const SYSENTER_CS: u32 = 0x174;
 /// SYSENTER's RSP.

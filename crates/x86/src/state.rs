@@ -39,6 +39,16 @@ pub struct LocalApic {
     pub tsc_deadline: u64,
 }
 
+/// An exception that was raised and whose handler was not entered yet. RIP is what that
+/// will find on its stack: for faults, the instruction that will raise it again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingException {
+    /// Vector.
+    pub vector: u8,
+    /// Error code, where there is one.
+    pub error_code: Option<u32>,
+}
+
 /// An event that was being delivered, or waits, when the state was taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PendingEvents {
@@ -46,6 +56,12 @@ pub struct PendingEvents {
     pub interrupt_shadow: bool,
     /// A non-maskable interrupt waits.
     pub nmi_pending: bool,
+    /// The CPU is in the handler of one: others wait until IRET.
+    #[serde(default)]
+    pub nmi_blocked: bool,
+    /// An exception on its way to the guest.
+    #[serde(default)]
+    pub exception: Option<PendingException>,
     /// The CPU sits in HLT.
     pub halted: bool,
     /// The CPU waits for another one to start it, as after INIT.

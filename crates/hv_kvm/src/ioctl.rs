@@ -1,0 +1,311 @@
+//! What kvm-ioctls leaves unsafe, behind safe functions: memory slots, the page that a
+//! vCPU shares with the kernel, extended state, and the signal that interrupts a run.
+//!
+//! Invariant: guest memory stays mapped for as long as a slot names it ([`Vm`] owns both);
+//! what an [`Exit`] borrows lies in the vCPU's shared pages.
+#![allow(unsafe_code)] // raw addresses for the kernel, unions that it fills, a signal handler
+
+use std::io;
+use std::mem::offset_of;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, RawFd};
+use std::ptr::{self, NonNull};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use kvm_bindings::{
+    KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_IO_OUT, KVM_EXIT_MMIO,
+    KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT, KVM_MEM_LOG_DIRTY_PAGES, kvm_irq_routing_entry,
+    kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_irqchip, kvm_run,
+    kvm_userspace_memory_region, kvm_xsave,
+};
+use kvm_ioctls::{IoEventAddress, VcpuExit, VcpuFd, VmFd};
+use ram::{GuestRam, Region};
+use rustix::mm::{MapFlags, ProtFlags};
+use vmm_sys_util::eventfd::EventFd;
+
+/// A machine of the kernel's, and the memory that its slots name.
+#[derive(Debug)]
+pub(crate) struct Vm {
+    // Before `ram`: the machine goes first.
+    fd: VmFd,
+    ram: GuestRam,
+}
+
+impl Vm {
+    /// The machine with all of `ram`, one slot for each region.
+    pub(crate) fn new(fd: VmFd, ram: GuestRam) -> io::Result<Self> {
+        let vm = Self { fd, ram };
+        vm.set_slots(false)?;
+        Ok(vm)
+    }
+
+    pub(crate) fn fd(&self) -> &VmFd {
+        &self.fd
+    }
+
+    pub(crate) fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    /// Slots and their regions.
+    pub(crate) fn slots(&self) -> impl Iterator<Item = (u32, Region)> {
+        (0..).zip(self.ram.regions())
+    }
+
+    /// Says of all memory where it is, and whether writes to it are logged.
+    pub(crate) fn set_slots(&self, log: bool) -> io::Result<()> {
+        for (slot, region) in self.slots() {
+            let base = self.ram.host_base().as_ptr() as u64;
+            let region = kvm_userspace_memory_region {
+                slot,
+                flags: if log { KVM_MEM_LOG_DIRTY_PAGES } else { 0 },
+                guest_phys_addr: region.start.0,
+                memory_size: region.len,
+                userspace_addr: base + region.start.0,
+            };
+            // SAFETY: the region is mapped at `host_base` plus its guest address, for as
+            // long as `ram` lives: no vCPU of `fd` runs after `self` (`KvmVcpu` holds it).
+            unsafe { self.fd.set_user_memory_region(region) }?;
+        }
+        Ok(())
+    }
+
+    /// Has the kernel add one to `bell` in place of an exit.
+    pub(crate) fn ring_on_store(
+        &self,
+        at: u64,
+        value: u32,
+        bell: BorrowedFd<'_>,
+    ) -> io::Result<()> {
+        let own = bell.try_clone_to_owned()?.into_raw_fd();
+        // SAFETY: `own` is a descriptor of ours, which `bell` closes.
+        let bell = unsafe { EventFd::from_raw_fd(own) };
+        self.fd
+            .register_ioevent(&bell, &IoEventAddress::Mmio(at), value)?;
+        Ok(())
+    }
+}
+
+/// The route of a line to a pin of a chip.
+pub(crate) fn route(line: u32, chip: u32, pin: u32) -> kvm_irq_routing_entry {
+    kvm_irq_routing_entry {
+        gsi: line,
+        type_: kvm_bindings::KVM_IRQ_ROUTING_IRQCHIP,
+        u: kvm_irq_routing_entry__bindgen_ty_1 {
+            irqchip: kvm_irq_routing_irqchip { irqchip: chip, pin },
+        },
+        ..Default::default()
+    }
+}
+
+/// Why a run of the kernel's ended.
+pub(crate) enum Exit<'a> {
+    /// IN, `size` bytes each.
+    PortRead {
+        port: u16,
+        size: usize,
+        data: &'a mut [u8],
+    },
+    /// OUT, `size` bytes each.
+    PortWrite {
+        port: u16,
+        size: usize,
+        data: &'a [u8],
+    },
+    /// A load without memory behind it.
+    MmioRead { at: u64, data: &'a mut [u8] },
+    /// A store without memory behind it.
+    MmioWrite { at: u64, data: &'a [u8] },
+    /// A signal, or `immediate_exit`.
+    Interrupted,
+    /// A triple fault.
+    Shutdown,
+    /// The processor refused the guest's state.
+    FailEntry { reason: u64, cpu: u32 },
+    /// The kernel cannot go on.
+    InternalError { suberror: u32, data: Vec<u64> },
+    /// The guest told its hypervisor something.
+    SystemEvent { kind: u32 },
+    /// Memory that the kernel could not reach.
+    MemoryFault { at: u64 },
+    /// Anything else.
+    Other { reason: u32 },
+}
+
+/// Runs guest code until something ends it.
+pub(crate) fn run(fd: &mut VcpuFd) -> io::Result<Exit<'_>> {
+    match fd.run() {
+        Ok(VcpuExit::MemoryFault { gpa, .. }) => return Ok(Exit::MemoryFault { at: gpa }),
+        // Looked at below: kvm-ioctls leaves sizes and reasons out.
+        Ok(_) => {}
+        Err(error) => {
+            let error = io::Error::from(error);
+            return match error.raw_os_error() {
+                // EAGAIN: a CPU that waited for its start may look again.
+                Some(libc::EINTR | libc::EAGAIN) => Ok(Exit::Interrupted),
+                _ => Err(error),
+            };
+        }
+    }
+    let run = fd.get_kvm_run();
+    let reason = run.exit_reason;
+    let first: *mut u8 = ptr::from_mut::<kvm_run>(run).cast();
+    // SAFETY: the exit reason says which part of the union the kernel filled, and the
+    // offset of port data lies within the pages that it shares with us.
+    unsafe {
+        let union = &mut run.__bindgen_anon_1;
+        Ok(match reason {
+            KVM_EXIT_IO => {
+                let io = union.io;
+                let (size, port) = (usize::from(io.size), io.port);
+                let len = size * io.count as usize;
+                let data = std::slice::from_raw_parts_mut(first.add(io.data_offset as usize), len);
+                if u32::from(io.direction) == KVM_EXIT_IO_OUT {
+                    Exit::PortWrite { port, size, data }
+                } else {
+                    Exit::PortRead { port, size, data }
+                }
+            }
+            KVM_EXIT_MMIO => {
+                let mmio = &mut union.mmio;
+                let at = mmio.phys_addr;
+                let len = (mmio.len as usize).min(mmio.data.len());
+                let data = &mut mmio.data[..len];
+                if mmio.is_write != 0 {
+                    Exit::MmioWrite { at, data }
+                } else {
+                    Exit::MmioRead { at, data }
+                }
+            }
+            KVM_EXIT_SHUTDOWN => Exit::Shutdown,
+            KVM_EXIT_FAIL_ENTRY => Exit::FailEntry {
+                reason: union.fail_entry.hardware_entry_failure_reason,
+                cpu: union.fail_entry.cpu,
+            },
+            KVM_EXIT_INTERNAL_ERROR => {
+                let internal = union.internal;
+                let len = (internal.ndata as usize).min(internal.data.len());
+                Exit::InternalError {
+                    suberror: internal.suberror,
+                    data: internal.data[..len].to_vec(),
+                }
+            }
+            KVM_EXIT_SYSTEM_EVENT => Exit::SystemEvent {
+                kind: union.system_event.type_,
+            },
+            reason => Exit::Other { reason },
+        })
+    }
+}
+
+/// Replaces extended state, in XSAVE's standard form.
+pub(crate) fn set_xsave(fd: &VcpuFd, xsave: &kvm_xsave) -> io::Result<()> {
+    // SAFETY: the kernel reads more than `kvm_xsave` only where a process asked for
+    // components of dynamic size (AMX), which this one never does.
+    unsafe { fd.set_xsave(xsave) }?;
+    Ok(())
+}
+
+/// The first page that a vCPU shares with the kernel, mapped once more so that other
+/// threads reach `immediate_exit`.
+#[derive(Debug)]
+pub(crate) struct SharedPage {
+    at: NonNull<u8>,
+}
+
+// SAFETY: it only gives access to one atomic byte.
+unsafe impl Send for SharedPage {}
+// SAFETY: as above.
+unsafe impl Sync for SharedPage {}
+
+const PAGE: usize = 4096;
+
+impl SharedPage {
+    pub(crate) fn map(fd: &VcpuFd) -> io::Result<Self> {
+        // SAFETY: the descriptor stays open during the call.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd() as RawFd) };
+        // SAFETY: a null hint without MAP_FIXED never replaces a mapping.
+        let at = unsafe {
+            rustix::mm::mmap(
+                ptr::null_mut(),
+                PAGE,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+                fd.as_fd(),
+                0,
+            )
+        }?;
+        let at = NonNull::new(at.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { at })
+    }
+
+    /// Whether the kernel shall run the guest at all.
+    pub(crate) fn set_immediate_exit(&self, yes: bool) {
+        // SAFETY: the byte lies in the page, which is mapped until `self` drops, and all
+        // that write to it from outside the kernel do so here.
+        let byte = unsafe {
+            let at = self.at.as_ptr().add(offset_of!(kvm_run, immediate_exit));
+            AtomicU8::from_ptr(at)
+        };
+        byte.store(u8::from(yes), Ordering::SeqCst);
+    }
+}
+
+impl Drop for SharedPage {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and nobody else has its address.
+        let _ = unsafe { rustix::mm::munmap(self.at.as_ptr().cast(), PAGE) };
+    }
+}
+
+/// The signal that interrupts a run.
+fn kick_signal() -> libc::c_int {
+    libc::SIGRTMIN() + 6
+}
+
+/// Does nothing: that it was delivered is what counts. Async-signal-safe.
+extern "C" fn on_kick(_: libc::c_int) {}
+
+/// Has the kick's signal interrupt system calls and do nothing else.
+pub(crate) fn install_kick_handler() -> io::Result<()> {
+    static INSTALLED: OnceLock<Result<(), i32>> = OnceLock::new();
+    let installed = INSTALLED.get_or_init(|| {
+        // SAFETY: the handler has the signature that flags without SA_SIGINFO ask for,
+        // and does nothing. Calls that can go on do (SA_RESTART): KVM_RUN is none of them.
+        let result = unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = on_kick as *const () as usize;
+            action.sa_flags = libc::SA_RESTART | libc::SA_ONSTACK;
+            libc::sigaction(kick_signal(), &action, ptr::null_mut())
+        };
+        if result == 0 {
+            return Ok(());
+        }
+        Err(io::Error::last_os_error().raw_os_error().unwrap_or(0))
+    });
+    installed.map_err(io::Error::from_raw_os_error)
+}
+
+/// Lets the kick's signal reach the calling thread; gives the thread's id.
+pub(crate) fn listen_for_kicks() -> io::Result<i32> {
+    // SAFETY: the set is initialized before use, and the mask is the thread's own.
+    let result = unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, kick_signal());
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &set, ptr::null_mut())
+    };
+    if result != 0 {
+        return Err(io::Error::from_raw_os_error(result));
+    }
+    Ok(rustix::thread::gettid().as_raw_nonzero().get())
+}
+
+/// Interrupts what thread `id` of this process does.
+pub(crate) fn interrupt(id: i32) {
+    // SAFETY: a system call with three numbers. A thread that is gone is an error that
+    // matters to nobody.
+    unsafe {
+        libc::syscall(libc::SYS_tgkill, libc::getpid(), id, kick_signal());
+    }
+}

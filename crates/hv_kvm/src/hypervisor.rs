@@ -136,7 +136,6 @@ impl Hypervisor for KvmHypervisor {
         fd.set_tss_address(TSS).map_err(failed("place the TSS"))?;
         make_chips(&fd)?;
         let vm = Vm::new(fd, memory).map_err(failed("give KVM the guest's memory"))?;
-        let vm = Arc::new(vm);
         let shape = Shape::new(&self.kvm, features)?;
         let mut cpus = Vec::new();
         for id in 0..vcpus {

@@ -9,19 +9,21 @@ use std::io;
 use std::mem::offset_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, RawFd};
 use std::ptr::{self, NonNull};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use kvm_bindings::{
     KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_IO_OUT, KVM_EXIT_MMIO,
-    KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT, KVM_MEM_LOG_DIRTY_PAGES, kvm_irq_routing_entry,
-    kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_irqchip, kvm_run,
+    KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY,
+    kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_irqchip, kvm_run,
     kvm_userspace_memory_region, kvm_xsave,
 };
 use kvm_ioctls::{IoEventAddress, VcpuExit, VcpuFd, VmFd};
-use ram::{GuestRam, Region};
+use ram::{AccessListener, Gpa, GuestRam};
 use rustix::mm::{MapFlags, ProtFlags};
 use vmm_sys_util::eventfd::EventFd;
+
+use crate::slots::{Slot, slots};
 
 /// A machine of the kernel's, and the memory that its slots name.
 #[derive(Debug)]
@@ -29,13 +31,25 @@ pub(crate) struct Vm {
     // Before `ram`: the machine goes first.
     fd: VmFd,
     ram: GuestRam,
+    slots: Vec<Slot>,
+    /// Of each slot, whether KVM knows of it; and whether writes are logged.
+    known: Mutex<(Vec<bool>, bool)>,
 }
 
 impl Vm {
-    /// The machine with all of `ram`, one slot for each region.
-    pub(crate) fn new(fd: VmFd, ram: GuestRam) -> io::Result<Self> {
-        let vm = Self { fd, ram };
-        vm.set_slots(false)?;
+    /// The machine with what may be reached of `ram`; it follows what comes and goes.
+    pub(crate) fn new(fd: VmFd, ram: GuestRam) -> io::Result<Arc<Self>> {
+        let slots = slots(ram.regions());
+        let known = Mutex::new((vec![false; slots.len()], false));
+        let vm = Arc::new(Self {
+            fd,
+            ram,
+            slots,
+            known,
+        });
+        let listener: Arc<dyn AccessListener> = vm.clone();
+        vm.ram.listen(Arc::downgrade(&listener));
+        vm.follow(|_| true)?;
         Ok(vm)
     }
 
@@ -47,27 +61,67 @@ impl Vm {
         &self.ram
     }
 
-    /// Slots and their regions.
-    pub(crate) fn slots(&self) -> impl Iterator<Item = (u32, Region)> {
-        (0..).zip(self.ram.regions())
+    /// Slots that KVM knows of.
+    pub(crate) fn slots(&self) -> Vec<Slot> {
+        let known = self.known();
+        let both = self.slots.iter().zip(&known.0);
+        both.filter(|(_, known)| **known)
+            .map(|(slot, _)| *slot)
+            .collect()
     }
 
-    /// Says of all memory where it is, and whether writes to it are logged.
-    pub(crate) fn set_slots(&self, log: bool) -> io::Result<()> {
-        for (slot, region) in self.slots() {
-            let base = self.ram.host_base().as_ptr() as u64;
-            let region = kvm_userspace_memory_region {
-                slot,
-                flags: if log { KVM_MEM_LOG_DIRTY_PAGES } else { 0 },
-                guest_phys_addr: region.start.0,
-                memory_size: region.len,
-                userspace_addr: base + region.start.0,
-            };
-            // SAFETY: the region is mapped at `host_base` plus its guest address, for as
-            // long as `ram` lives: no vCPU of `fd` runs after `self` (`KvmVcpu` holds it).
-            unsafe { self.fd.set_user_memory_region(region) }?;
+    /// Begins or ends the log of pages that the guest writes.
+    pub(crate) fn log_writes(&self, log: bool) -> io::Result<()> {
+        let mut known = self.known();
+        known.1 = log;
+        for (slot, known) in self.slots.iter().zip(&known.0) {
+            if *known {
+                self.set(slot, slot.len, log)?;
+            }
         }
         Ok(())
+    }
+
+    /// Has KVM know of those slots that are there now, of those that `concerned` is true of.
+    fn follow(&self, concerned: impl Fn(&Slot) -> bool) -> io::Result<()> {
+        let mut known = self.known();
+        let log = known.1;
+        for (slot, known) in self.slots.iter().zip(&mut known.0) {
+            let there = concerned(slot) && slot.is_there(&self.ram);
+            if concerned(slot) && there != *known {
+                self.set(slot, if there { slot.len } else { 0 }, log)?;
+                *known = there;
+            }
+        }
+        Ok(())
+    }
+
+    /// Says where a slot is; of length 0, that there is none.
+    fn set(&self, slot: &Slot, len: u64, log: bool) -> io::Result<()> {
+        let mut flags = 0;
+        if slot.read_only {
+            flags |= KVM_MEM_READONLY;
+        }
+        if log {
+            flags |= KVM_MEM_LOG_DIRTY_PAGES;
+        }
+        let base = self.ram.host_base().as_ptr() as u64;
+        let region = kvm_userspace_memory_region {
+            slot: slot.number,
+            flags,
+            guest_phys_addr: slot.at.0,
+            memory_size: len,
+            userspace_addr: base + slot.at.0,
+        };
+        // SAFETY: a slot is part of a region, which is mapped at `host_base` plus its guest
+        // address for as long as `ram` lives: no vCPU of `fd` runs after `self` (`KvmVcpu`
+        // holds it).
+        unsafe { self.fd.set_user_memory_region(region) }?;
+        Ok(())
+    }
+
+    fn known(&self) -> MutexGuard<'_, (Vec<bool>, bool)> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Has the kernel add one to `bell` in place of an exit.
@@ -83,6 +137,26 @@ impl Vm {
         self.fd
             .register_ioevent(&bell, &IoEventAddress::Mmio(at), value)?;
         Ok(())
+    }
+}
+
+impl AccessListener for Vm {
+    fn granted(&self, at: Gpa, len: u64) {
+        self.follow_range(at, len);
+    }
+
+    // A slot that goes is gone for every vCPU when the call returns.
+    fn withdrawn(&self, at: Gpa, len: u64) {
+        self.follow_range(at, len);
+    }
+}
+
+impl Vm {
+    fn follow_range(&self, at: Gpa, len: u64) {
+        if let Err(error) = self.follow(|slot| slot.touches(at, len)) {
+            // The guest finds no memory where it was promised some: it sees all ones.
+            tracing::error!("KVM does not follow a change of guest memory: {error}");
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 //!   │        ▲          └──▶ interrupted, reset, failed ─▶ hv::Exit or an error
 //!   │        └── kick: immediate_exit, and a signal
 //!   └─ state ⇄ x86::VcpuState, registers by registers
-//! hypervisor ─▶ cpuid (x86::guest_cpuid, cut to what KVM has), memory, irqchip
+//! hypervisor ─▶ cpuid (x86::guest_cpuid, cut to what KVM has), slots (memory), irqchip
 //! probe: is this KVM the processor's, or a program that plays it?
 //! ```
 //!
@@ -27,6 +27,7 @@ mod kick;
 mod partition;
 mod probe;
 mod registers;
+mod slots;
 mod state;
 mod vcpu;
 

@@ -29,7 +29,7 @@ impl KvmPartition {
     /// [`Error::Host`].
     pub fn log_writes(&self, yes: bool) -> Result<(), Error> {
         self.vm
-            .set_slots(yes)
+            .log_writes(yes)
             .map_err(failed("log the guest's writes"))
     }
 
@@ -40,19 +40,19 @@ impl KvmPartition {
     /// [`Error::Host`], also when there is no log.
     pub fn collect_writes(&self) -> Result<(), Error> {
         let ram = self.vm.ram();
-        for (slot, region) in self.vm.slots() {
-            let len = usize::try_from(region.len).unwrap_or(usize::MAX);
+        for slot in self.vm.slots() {
+            let len = usize::try_from(slot.len).unwrap_or(usize::MAX);
             let words = self
                 .vm
                 .fd()
-                .get_dirty_log(slot, len)
+                .get_dirty_log(slot.number, len)
                 .map_err(failed("read the log of the guest's writes"))?;
             for (word, first) in words.into_iter().zip((0_u64..).step_by(64)) {
                 let mut left = word;
                 while left != 0 {
                     let page = first + u64::from(left.trailing_zeros());
                     left &= left - 1;
-                    let at = Gpa(region.start.0 + page * PAGE_SIZE);
+                    let at = Gpa(slot.at.0 + page * PAGE_SIZE);
                     ram.epochs().mark(at, PAGE_SIZE);
                 }
             }

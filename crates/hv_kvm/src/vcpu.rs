@@ -21,7 +21,7 @@ pub struct KvmVcpu {
     pub(crate) shape: Arc<Shape>,
     kicks: Arc<Kicks>,
     /// What its descriptor needs: the machine, and the memory.
-    _vm: Arc<Vm>,
+    vm: Arc<Vm>,
 }
 
 impl KvmVcpu {
@@ -31,8 +31,18 @@ impl KvmVcpu {
             fd,
             shape,
             kicks,
-            _vm: vm,
+            vm,
         })
+    }
+
+    /// The rate of the guest's TSC.
+    ///
+    /// # Errors
+    /// [`Error::Host`] where the host's own is not stable.
+    pub fn tsc_khz(&self) -> Result<u32, Error> {
+        self.fd
+            .get_tsc_khz()
+            .map_err(failed("ask for the rate of the TSC"))
     }
 
     /// An end that nobody asked for.
@@ -136,7 +146,14 @@ impl Vcpu for KvmVcpu {
         let broken = loop {
             let exit = match ioctl::run(&mut self.fd) {
                 Ok(exit) => exit,
-                Err(error) => break Broken::Call(error),
+                Err(error) => {
+                    // A file of the host that is shorter than it was: it is made whole.
+                    let gone = error.raw_os_error() == Some(libc::EFAULT);
+                    if gone && matches!(self.vm.ram().heal_files(), Ok(true)) {
+                        continue;
+                    }
+                    break Broken::Call(error);
+                }
             };
             match exit {
                 // The next call of the kernel completes what these began, also when it

@@ -242,11 +242,9 @@ fn machines_of_several_regions_have_all_their_memory() {
     // Only what is touched is backed.
     let ram = hv::GuestRam::new(ram::ByteSize::mib(3 * 1024 + 16)).unwrap();
     let mut machine = Machine::with(&kvm, ram);
-    machine.put_word(0x1018, 0x8003);
-    machine.put_word(0x2018, (4 << 30) | 0x83);
     // A table of its own for the fourth GiB of addresses.
-    machine.put_word(0x2018, 0x8003);
-    machine.put_word(0x8000, (4 << 30) | 0x83);
+    machine.put_word(0x2018, 0x9003);
+    machine.put_word(0x9000, (4 << 30) | 0x83);
     machine.code(|asm| {
         asm.mov(rax, 0xc000_0000_u64).unwrap();
         asm.mov(dword_ptr(rax + 0x1000), 0x5a5a).unwrap();

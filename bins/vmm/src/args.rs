@@ -54,6 +54,14 @@ pub(crate) struct Args {
     #[arg(long, value_name = "BYTES", default_value_t = api::Limits::default().body_bytes)]
     pub(crate) http_api_max_payload_size: usize,
 
+    /// Put this file's JSON into the metadata that the guest can fetch.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) metadata: Option<PathBuf>,
+
+    /// Bytes of metadata at most. [default: as --http-api-max-payload-size]
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) mmds_size_limit: Option<usize>,
+
     /// Log how long after its start the guest's init ran: it writes 123 to a register.
     #[arg(long)]
     pub(crate) boot_timer: bool,

@@ -53,6 +53,8 @@ pub(crate) enum Failure {
     },
     #[error("{why}")]
     Metrics { why: String },
+    #[error("failed to take metadata from {path:?}: {why}")]
+    Metadata { path: PathBuf, why: String },
     #[error("failed to serve the API at {path:?}")]
     ApiSocket {
         path: PathBuf,
@@ -74,6 +76,7 @@ impl Failure {
             Failure::ReadConfig { .. }
             | Failure::LongConfig { .. }
             | Failure::Config { .. }
+            | Failure::Metadata { .. }
             | Failure::NoSuchEngine { .. } => exit::BAD_CONFIGURATION,
             Failure::OpenLog { .. }
             | Failure::OpenOutput { .. }
@@ -96,6 +99,7 @@ impl Failure {
     fn hint(&self) -> Option<&'static str> {
         match self {
             Failure::ReadConfig { .. } => Some("give a readable file, or - for standard input"),
+            Failure::Metadata { .. } => Some("give a file of JSON, or a larger --mmds-size-limit"),
             Failure::NoSuchEngine { .. } => Some("try --engine soft"),
             Failure::Build { source } | Failure::Run { source } => source.hint(),
             Failure::OpenLog { .. } | Failure::OpenOutput { .. } | Failure::Metrics { .. } => {

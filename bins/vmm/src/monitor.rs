@@ -24,7 +24,7 @@ use crate::args::Args;
 use crate::engine::{self, Watching};
 use crate::failure::{Failure, exit};
 use crate::filter::Filter;
-use crate::frontend::{Frontend, ToMain};
+use crate::frontend::{Frontend, ToMain, metadata};
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::status::Status;
@@ -84,11 +84,13 @@ pub(crate) fn run(args: &Args, status: &mut Status) -> Result<u8, Failure> {
         .as_deref()
         .map(|path| read_draft(args, path));
     let draft = draft.transpose()?;
+    let metadata = metadata::make(args)?;
     let frontend = Arc::new(Frontend::new(
         &args.id,
         to_main,
         log.clone(),
         metrics.clone(),
+        metadata.clone(),
     ));
     // Its socket goes with it, however this function is left.
     let _socket = if args.no_api {
@@ -109,6 +111,9 @@ pub(crate) fn run(args: &Args, status: &mut Status) -> Result<u8, Failure> {
                     path: asked.log_path.clone().unwrap_or_default(),
                     source,
                 })?;
+            }
+            if let Some(asked) = &draft.mmds_config {
+                metadata::configure(&metadata, asked);
             }
             let path = args.config_file.clone().unwrap_or_default();
             let blueprint = draft

@@ -452,3 +452,67 @@ fn no_call_takes_long_while_clients_are_silent_or_slow_to_read() {
         started.elapsed()
     );
 }
+
+/// Switches the keyboard and its interrupt on, waits for a scan code and says `k`: `mov al,
+/// 0x60; out 0x64, al; mov al, 0x41; out 0x60, al`, then `in al, 0x64; test al, 1; jz` back,
+/// then what [`say`] does.
+fn type_to_me() -> Vec<u8> {
+    let mut code = b"\xb0\x60\xe6\x64\xb0\x41\xe6\x60\xe4\x64\xa8\x01\x74\xfa".to_vec();
+    code.extend(say("k"));
+    code
+}
+
+#[test]
+fn ctrl_alt_del_reaches_a_guest_that_listens_and_is_refused_by_one_that_does_not() {
+    let monitor = Monitor::start(&[]);
+    monitor.prepare(SPIN);
+    monitor.action("InstanceStart");
+    let (status, body) = monitor.action("SendCtrlAltDel");
+    assert_eq!(status, 400);
+    let message = body["fault_message"].as_str().unwrap();
+    assert!(
+        message.contains("needs a driver for the i8042"),
+        "{message}"
+    );
+
+    let monitor = Monitor::start(&[]);
+    monitor.prepare(&type_to_me());
+    monitor.action("InstanceStart");
+    let until = Instant::now() + Duration::from_secs(20);
+    while monitor.action("SendCtrlAltDel").0 != 204 {
+        assert!(Instant::now() < until, "the guest never listened");
+    }
+    assert_eq!(monitor.end().1, b"k");
+}
+
+#[test]
+fn metadata_is_put_patched_and_bounded() {
+    let host = Host::new();
+    let file = host.path("metadata");
+    std::fs::write(&file, r#"{"from": "a file"}"#).unwrap();
+    let monitor = Monitor::start(&[
+        "--metadata",
+        file.to_str().unwrap(),
+        "--mmds-size-limit",
+        "100",
+    ]);
+    assert_eq!(monitor.get("/mmds"), json!({"from": "a file"}));
+    monitor.put("/mmds", json!({"a": {"b": 1, "c": 2}}));
+    let patch = json!({"a": {"b": null, "d": "x"}});
+    assert_eq!(monitor.ask("PATCH", "/mmds", Some(patch)).0, 204);
+    let wanted = json!({"a": {"c": 2, "d": "x"}});
+    assert_eq!(monitor.get("/mmds"), wanted);
+    let large = json!({"a": "x".repeat(100)});
+    for method in ["PUT", "PATCH"] {
+        let (status, body) = monitor.ask(method, "/mmds", Some(large.clone()));
+        assert_eq!(status, 413, "{body}");
+    }
+    assert_eq!(monitor.get("/mmds"), wanted);
+    let interface = json!({"iface_id": "eth0", "host_dev_name": "tap0"});
+    monitor.put("/network-interfaces/eth0", interface);
+    let config = |version: &str| json!({"version": version, "network_interfaces": ["eth0"]});
+    let got = monitor.refusal("PUT", "/mmds/config", Some(config("V3")));
+    assert!(got.contains("unknown variant `V3`"), "{got}");
+    monitor.put("/mmds/config", config("V2"));
+    assert_eq!(monitor.get("/vm/config")["mmds-config"]["version"], "V2");
+}

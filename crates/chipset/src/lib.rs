@@ -17,7 +17,7 @@ mod vmclock;
 mod vmgenid;
 
 pub use boot_timer::{BOOT_TIMER_LEN, BootTimer, Moment};
-pub use i8042::{I8042, I8042_FIRST_PORT, I8042_PORTS};
+pub use i8042::{I8042, I8042_FIRST_PORT, I8042_PORTS, NoKeyboard};
 pub use power::PowerEvents;
 pub use serial::{SERIAL_PORTS, Serial};
 pub use sleep::{

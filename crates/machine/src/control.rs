@@ -16,11 +16,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use chipset::NoKeyboard;
 use hv::Kick;
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::Error;
 use crate::handles::Handles;
+use crate::io_space::lock;
 
 /// How a machine ended that did nothing wrong itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +103,17 @@ impl Controller {
     /// Whether vCPUs are held.
     pub fn is_paused(&self) -> bool {
         self.control.is_paused()
+    }
+
+    /// Presses Ctrl-Alt-Del on the guest's keyboard.
+    ///
+    /// # Errors
+    /// [`NoKeyboard`]: the guest would not notice.
+    pub fn press_ctrl_alt_del(&self) -> Result<(), NoKeyboard> {
+        match &self.handles.keyboard {
+            Some(keyboard) => lock(keyboard).press_ctrl_alt_del(),
+            None => Err(NoKeyboard::Off),
+        }
     }
 }
 

@@ -28,7 +28,9 @@ use crate::control::Control;
 use crate::generation::Generation;
 use crate::handles::Handles;
 use crate::io_space::IoSpace;
-use crate::layout::{ACPI_PORT, SERIAL_GSI, SERIAL_PORT, VIRTIO_MMIO_LEN, VirtioSlot};
+use crate::layout::{
+    ACPI_PORT, KEYBOARD_GSI, SERIAL_GSI, SERIAL_PORT, VIRTIO_MMIO_LEN, VirtioSlot,
+};
 
 /// A machine's devices.
 pub(crate) struct Devices {
@@ -76,7 +78,9 @@ pub(crate) fn make(
     };
     let place_failed = |source| Error::Place { source };
     let power: Arc<dyn PowerEvents> = control.clone();
-    let i8042 = Arc::new(Mutex::new(I8042::new(power.clone())));
+    let i8042 = I8042::new(power.clone(), line(interrupts, KEYBOARD_GSI));
+    let i8042 = Arc::new(Mutex::new(i8042));
+    devices.handles.keyboard = Some(i8042.clone());
     let sleep = Arc::new(Mutex::new(SleepRegisters::new(power)));
     let io = &mut devices.io;
     io.add_pio(SERIAL_PORT, SERIAL_PORTS, serial)

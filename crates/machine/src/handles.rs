@@ -4,6 +4,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use chipset::I8042;
 use virtio::balloon::Balloon;
 
 use crate::generation::Generation;
@@ -13,6 +14,8 @@ use crate::generation::Generation;
 pub struct Handles {
     /// What tells the guest that it was copied. There in every machine that was built.
     pub generation: Option<Arc<Mutex<Generation>>>,
+    /// What the host can type on. There in every machine that was built.
+    pub(crate) keyboard: Option<Arc<Mutex<I8042>>>,
     /// The balloon, if there is one.
     pub balloon: Option<Arc<Mutex<Balloon>>>,
 }

@@ -61,6 +61,8 @@ pub(crate) const SERIAL_GSI: u32 = 4;
 pub(crate) const VMGENID_GSI: u32 = 22;
 /// Event of the VM clock, an edge.
 pub(crate) const VMCLOCK_GSI: u32 = 23;
+/// Interrupt line of the keyboard controller, edge-triggered as a PC's.
+pub(crate) const KEYBOARD_GSI: u32 = 1;
 /// First port of ACPI's sleep and reset registers.
 pub(crate) const ACPI_PORT: u16 = 0x600;
 

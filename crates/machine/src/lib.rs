@@ -25,7 +25,7 @@ mod io_space;
 mod layout;
 mod machine;
 
-pub use chipset::Moment;
+pub use chipset::{Moment, NoKeyboard};
 pub use control::{Controller, Gone, Outcome, StopHandle};
 pub use error::Error;
 pub use generation::{Generation, SavedGeneration};

@@ -10,6 +10,7 @@
 //! Invariant: a request that is refused changed nothing; one that only asks never waits
 //! for one that works.
 
+pub(crate) mod metadata;
 mod preparing;
 mod running;
 
@@ -19,6 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use api::{Action, Answer, Refusal, Serve, Stage};
 use blueprint::{Blueprint, Draft};
 use machine::Controller;
+use mmds::Metadata;
 use serde_json::{Value, json};
 
 use crate::frontend::preparing::Preparing;
@@ -46,6 +48,7 @@ pub(crate) struct Frontend {
     main: Sender<ToMain>,
     log: Log,
     metrics: Arc<Metrics>,
+    metadata: Arc<Mutex<Metadata>>,
     state: Mutex<State>,
     /// Set once, when the machine runs.
     controller: OnceLock<Controller>,
@@ -58,12 +61,19 @@ enum State {
 
 impl Frontend {
     /// Serves a machine named `id` that is not there yet.
-    pub(crate) fn new(id: &str, main: Sender<ToMain>, log: Log, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(
+        id: &str,
+        main: Sender<ToMain>,
+        log: Log,
+        metrics: Arc<Metrics>,
+        metadata: Arc<Mutex<Metadata>>,
+    ) -> Self {
         Self {
             id: id.to_owned(),
             main,
             log,
             metrics,
+            metadata,
             state: Mutex::new(State::Preparing(Box::default())),
             controller: OnceLock::new(),
         }
@@ -141,6 +151,12 @@ impl Serve for Frontend {
                 Err(error) => Err(refuse(&format!("metrics are not taken: {error}"))),
             };
         }
+        match action {
+            Action::GetMmds => return Ok(metadata::get(&self.metadata)),
+            Action::PutMmds(value) => return metadata::put(&self.metadata, value),
+            Action::PatchMmds(value) => return metadata::patch(&self.metadata, value),
+            _ => {}
+        }
         let mut state = self.lock();
         match action {
             Action::InstanceStart => self.start(&mut state),
@@ -166,6 +182,14 @@ impl Serve for Frontend {
                     }
                     Err(error) => Err(refuse(&error)),
                 },
+            },
+            Action::PutMmdsConfig(asked) => match &mut *state {
+                State::Running(_) => Err(too_late()),
+                State::Preparing(preparing) => {
+                    let answer = preparing.act(Action::PutMmdsConfig(asked.clone()))?;
+                    metadata::configure(&self.metadata, &asked);
+                    Ok(answer)
+                }
             },
             other => match &mut *state {
                 State::Preparing(preparing) => preparing.act(other),

@@ -94,9 +94,6 @@ impl Preparing {
             Action::PutBalloon(asked) => next.balloon = Some(asked),
             Action::PutMemoryHotplug(asked) => next.memory_hotplug = Some(asked),
             Action::PutMmdsConfig(asked) => next.mmds_config = Some(asked),
-            Action::GetMmds | Action::PutMmds(_) | Action::PatchMmds(_) => {
-                return Err(refuse("the metadata service is not supported yet"));
-            }
             Action::LoadSnapshot(_) => {
                 if self.touched {
                     return Err(refuse(

@@ -27,6 +27,7 @@ impl Running {
             Action::GetBalloon => preparing::balloon(&self.draft),
             Action::PatchVm(VmState::Paused) => done(self.controller.pause()),
             Action::PatchVm(VmState::Resumed) => done(self.controller.resume()),
+            Action::SendCtrlAltDel => done(self.controller.press_ctrl_alt_del()),
             Action::PutDrive(_)
             | Action::PutNetworkInterface(_)
             | Action::PutPmem(_)

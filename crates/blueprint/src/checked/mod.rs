@@ -20,7 +20,8 @@ use crate::draft::{
 use crate::{DraftError, limits};
 
 /// What the kernel is told when nothing was said: what Firecracker tells it.
-const BOOT_ARGS_DEFAULT: &str = "reboot=k panic=1 nomodule 8250.nr_uarts=0 swiotlb=noforce";
+const BOOT_ARGS_DEFAULT: &str = "reboot=k panic=1 nomodule 8250.nr_uarts=0 i8042.noaux i8042.nomux \
+                                 i8042.dumbkbd swiotlb=noforce";
 
 /// A machine that can be built. Comes out of [`Draft::check`] only, hence every
 /// limit in [`limits`] holds for it.

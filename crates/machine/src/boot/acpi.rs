@@ -2,7 +2,7 @@
 //! guest pays for each byte of it with interpreter time at boot.
 //!
 //! ```text
-//! RSDP ─▶ XSDT ─▶ FADT ─▶ DSDT    \_S5, COM1, one LNRO0005 per virtio device,
+//! RSDP ─▶ XSDT ─▶ FADT ─▶ DSDT    \_S5, COM1, keyboard, one LNRO0005 per virtio device,
 //!              │                  generation identifier and VM clock with their events
 //!              └▶ MADT            local APICs, IOAPIC
 //! ```
@@ -21,16 +21,16 @@ use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
 use chipset::{
-    RESET_OFFSET, RESET_VALUE, SERIAL_PORTS, SLEEP_CONTROL_OFFSET, SLEEP_STATUS_OFFSET,
-    SLEEP_TYPE_S5, VMCLOCK_LEN,
+    I8042_FIRST_PORT, I8042_PORTS, RESET_OFFSET, RESET_VALUE, SERIAL_PORTS, SLEEP_CONTROL_OFFSET,
+    SLEEP_STATUS_OFFSET, SLEEP_TYPE_S5, VMCLOCK_LEN,
 };
 use ram::GuestMemory;
 use vm_memory::Bytes;
 
 use crate::Error;
 use crate::layout::{
-    ACPI, ACPI_END, ACPI_PORT, IOAPIC, LOCAL_APIC, SERIAL_GSI, SERIAL_PORT, VIRTIO_MMIO_LEN,
-    VMCLOCK, VMCLOCK_GSI, VMGENID, VMGENID_GSI, VirtioSlot,
+    ACPI, ACPI_END, ACPI_PORT, IOAPIC, KEYBOARD_GSI, LOCAL_APIC, SERIAL_GSI, SERIAL_PORT,
+    VIRTIO_MMIO_LEN, VMCLOCK, VMCLOCK_GSI, VMGENID, VMGENID_GSI, VirtioSlot,
 };
 
 const OEM: [u8; 6] = *b"KOMBI ";
@@ -42,9 +42,9 @@ const TABLE_HEADER: u32 = 36;
 /// What a device is notified with when its page changed: both specifications say 0x80.
 const PAGE_CHANGED: u8 = 0x80;
 
-/// IAPC_BOOT_ARCH (ACPI 6.5, table 5.11): no VGA, no MSI, no CMOS clock, no
-/// keyboard controller to probe for.
-const BOOT_ARCH: u16 = 1 << 2 | 1 << 3 | 1 << 5;
+/// IAPC_BOOT_ARCH (ACPI 6.5, table 5.11): a keyboard controller; no VGA, no MSI, no CMOS
+/// clock.
+const BOOT_ARCH: u16 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 5;
 
 /// Writes the tables of a machine with `vcpus` CPUs and `virtio` devices.
 pub(crate) fn write(memory: &GuestMemory, vcpus: u8, virtio: &[VirtioSlot]) -> Result<(), Error> {
@@ -133,6 +133,7 @@ fn dsdt(virtio: &[VirtioSlot]) -> impl Aml {
     Name::new("_S5_".into(), &Package::new(vec![&SLEEP_TYPE_S5])).to_aml_bytes(&mut aml);
     let mut devices = Devices::default();
     devices.serial();
+    devices.keyboard();
     for (index, slot) in virtio.iter().enumerate() {
         devices.virtio(index, *slot);
     }
@@ -160,6 +161,24 @@ impl Devices {
                 &Name::new(
                     "_CRS".into(),
                     &ResourceTemplate::new(vec![&interrupt, &ports]),
+                ),
+            ],
+        )
+        .to_aml_bytes(&mut self.0);
+    }
+
+    fn keyboard(&mut self) {
+        let interrupt = Interrupt::new(true, true, false, false, KEYBOARD_GSI);
+        let data = IO::new(I8042_FIRST_PORT, I8042_FIRST_PORT, 1, 1);
+        let last = I8042_FIRST_PORT + I8042_PORTS as u16 - 1;
+        let command = IO::new(last, last, 1, 1);
+        Device::new(
+            "KBD0".into(),
+            vec![
+                &Name::new("_HID".into(), &EISAName::new("PNP0303")),
+                &Name::new(
+                    "_CRS".into(),
+                    &ResourceTemplate::new(vec![&interrupt, &data, &command]),
                 ),
             ],
         )

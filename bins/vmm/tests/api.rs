@@ -486,6 +486,37 @@ fn ctrl_alt_del_reaches_a_guest_that_listens_and_is_refused_by_one_that_does_not
 }
 
 #[test]
+fn a_balloon_is_described_and_refuses_what_its_guest_cannot_do() {
+    let monitor = Monitor::start(&[]);
+    monitor.prepare(SPIN);
+    let asked = json!({
+        "amount_mib": 8, "deflate_on_oom": true, "stats_polling_interval_s": 1,
+        "free_page_hinting": true, "free_page_reporting": false,
+    });
+    monitor.put("/balloon", asked.clone());
+    assert_eq!(monitor.get("/balloon"), asked);
+    monitor.action("InstanceStart");
+    assert_eq!(monitor.get("/balloon"), asked);
+    let wanted = json!({"target_pages": 2048, "actual_pages": 0, "target_mib": 8, "actual_mib": 0});
+    assert_eq!(monitor.get("/balloon/statistics"), wanted);
+    assert_eq!(monitor.get("/balloon/hinting/status")["host_cmd"], 0);
+    // A guest that spins has no driver.
+    for (path, body) in [
+        ("/balloon", json!({"amount_mib": 1})),
+        ("/balloon/hinting/start", json!({})),
+    ] {
+        let got = monitor.refusal("PATCH", path, Some(body));
+        assert!(got.contains("has not activated"), "{path}: {got}");
+    }
+    let got = monitor.refusal(
+        "PATCH",
+        "/balloon/statistics",
+        Some(json!({"stats_polling_interval_s": 0})),
+    );
+    assert!(got.contains("cannot be switched on or off"), "{got}");
+}
+
+#[test]
 fn metadata_is_put_patched_and_bounded() {
     let host = Host::new();
     let file = host.path("metadata");

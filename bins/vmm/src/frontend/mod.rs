@@ -10,6 +10,7 @@
 //! Invariant: a request that is refused changed nothing; one that only asks never waits
 //! for one that works.
 
+mod balloon;
 pub(crate) mod metadata;
 mod preparing;
 mod running;

@@ -102,7 +102,7 @@ impl Preparing {
                 }
                 return Err(refuse("snapshots are not supported yet"));
             }
-            other => return Err(refuse(&format!("{other:?} is not for now"))),
+            _ => return Err(refuse("this cannot be asked for before the machine starts")),
         }
         // Checked as a whole: what one device may be depends on the others.
         let mut probe = next.clone();

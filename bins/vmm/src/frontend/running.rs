@@ -4,7 +4,7 @@ use api::{Action, Answer, Refusal, VmState};
 use blueprint::Draft;
 use machine::Controller;
 
-use crate::frontend::{preparing, refuse};
+use crate::frontend::{balloon, preparing, refuse};
 
 /// A machine that runs.
 pub(super) struct Running {
@@ -24,7 +24,15 @@ impl Running {
                 let config = preparing::machine_config(&self.draft.machine_config);
                 Ok(Answer::Body(config))
             }
-            Action::GetBalloon => preparing::balloon(&self.draft),
+            Action::GetBalloon
+            | Action::GetBalloonStatistics
+            | Action::GetHinting
+            | Action::PatchBalloon(_)
+            | Action::PatchBalloonStatistics(_)
+            | Action::StartHinting(_)
+            | Action::StopHinting => {
+                balloon::act(self.controller.handles().balloon.as_ref(), action)
+            }
             Action::PatchVm(VmState::Paused) => done(self.controller.pause()),
             Action::PatchVm(VmState::Resumed) => done(self.controller.resume()),
             Action::SendCtrlAltDel => done(self.controller.press_ctrl_alt_del()),
@@ -36,7 +44,8 @@ impl Running {
             | Action::DeletePmem(_) => Err(refuse(
                 "devices can only be plugged on PCI, which this machine does not have",
             )),
-            other => Err(refuse(&format!("{other:?} is not supported yet"))),
+            Action::CreateSnapshot(_) => Err(refuse("snapshots are not supported yet")),
+            _ => Err(refuse("the machine has no such device")),
         }
     }
 }

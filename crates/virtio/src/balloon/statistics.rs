@@ -1,7 +1,7 @@
 //! What the guest says of its memory.
 
 /// The last statistics, with Firecracker's names. What the guest never said is `None`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Statistics {
     /// Bytes swapped in.
     pub swap_in: Option<u64>,

@@ -268,7 +268,6 @@ fn statistics_are_held_until_the_timer_asks_for_new_ones() {
     let mut ready = [PollFd::from_borrowed_fd(balloon.fd(), PollFlags::IN)];
     let patience = Timespec::try_from(Duration::from_secs(10)).unwrap();
     assert_eq!(poll(&mut ready, Some(&patience)), Ok(1));
-    drop(ready);
     drop(balloon);
     bench.balloon().on_event();
     assert_eq!(bench.driver.used(STATISTICS), Some((head, 0)));

@@ -97,7 +97,7 @@ fn the_fadt_is_hardware_reduced_and_its_registers_are_the_chipsets() {
     assert_eq!(fadt[128], RESET_VALUE);
     assert_eq!(register(244), port(SLEEP_CONTROL_OFFSET));
     assert_eq!(register(256), port(SLEEP_STATUS_OFFSET));
-    assert_eq!(u16::from_le_bytes([fadt[109], fadt[110]]), 0b10_1100);
+    assert_eq!(u16::from_le_bytes([fadt[109], fadt[110]]), 0b10_1110);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use image::Store;
-use sandbox::host::{Feature, Host, Kvm, Model, choose_engine};
+use sandbox::host::{Feature, Host, Kvm, Model, choose_engine_with};
 use sandbox::{Engine, MEMORY_MIB_LEAST, Search};
 use serde::Serialize;
 use translations::{FOLDER_BYTES_MAX, Folder, Place, Settings};
@@ -252,13 +252,23 @@ fn models(host: &Host) -> String {
 }
 
 fn engine(host: &Host) -> EngineReport {
-    match choose_engine(Engine::Auto, 1) {
+    match choose_engine_with(Engine::Auto, 1, host.kvm) {
         Ok(engine) => EngineReport {
-            r#use: Some(engine.to_string()),
+            // To leave it open is to take KVM, where the monitor finds nothing wrong with it.
+            r#use: Some(if engine == Engine::Auto {
+                Engine::Kvm.to_string()
+            } else {
+                engine.to_string()
+            }),
             why: match host.kvm {
-                Kvm::Real => "this version of Kombi has no KVM engine yet",
+                Kvm::Real => {
+                    "guests run on the processor, by way of KVM; the monitor tries it, and takes \
+                     the software engine if it is not what it seems"
+                }
                 Kvm::Software => {
-                    "KVM is played by software here, and has no engine in this version"
+                    "the KVM here is played by software: it interprets a guest's kernel, more \
+                     slowly than the software engine runs it, and stops at instructions that it \
+                     lacks; --engine kvm takes it all the same"
                 }
                 Kvm::NotPermitted | Kvm::NotLoaded | Kvm::Absent => "it needs no KVM",
             }
@@ -288,15 +298,15 @@ fn advice(host: &Host, store: &StoreReport) -> Vec<String> {
     match host.kvm {
         Kvm::Real => {}
         Kvm::Software | Kvm::Absent => advice.push(
-            "a host with VMX or SVM (bare metal, or nested virtualisation switched on) will run guests faster, once \
-             Kombi has its KVM engine"
+            "a host with VMX or SVM (bare metal, or nested virtualisation switched on) runs guests faster, with the \
+             KVM engine"
                 .to_owned(),
         ),
         Kvm::NotPermitted => advice.push(
-            "join the group that may use /dev/kvm (usermod -aG kvm USER), for when Kombi has its KVM engine".to_owned(),
+            "join the group that may use /dev/kvm (usermod -aG kvm USER), for the KVM engine".to_owned(),
         ),
         Kvm::NotLoaded => advice.push(
-            "load the kernel's module (modprobe kvm_intel or kvm_amd), for when Kombi has its KVM engine".to_owned(),
+            "load the kernel's module (modprobe kvm_intel or kvm_amd), for the KVM engine".to_owned(),
         ),
     }
     let clock_missing = |feature: &&Feature| !feature.required && !feature.present;
@@ -474,7 +484,7 @@ mod tests {
         }
         let report = report(Kvm::Real, &Search::default());
         assert!(!report.advice.iter().any(|line| line.contains("KVM engine")));
-        assert_eq!(report.engine.r#use.as_deref(), Some("soft"));
+        assert_eq!(report.engine.r#use.as_deref(), Some("kvm"));
     }
 
     #[test]

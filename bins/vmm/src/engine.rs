@@ -6,6 +6,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 use blueprint::{Blueprint, Engine};
+use hv_kvm::{Kind, KvmHypervisor};
 use hv_soft::{Counters, EngineTrace, Failing, Options, SoftHypervisor};
 use translations::{Place, Translations};
 
@@ -33,18 +34,51 @@ impl Watching {
             None => engine,
         }
     }
+
+    /// KVM, of which there is nothing of this to see.
+    fn without(self, engine: KvmHypervisor) -> Chosen {
+        if self.trace.is_some() || self.failing.is_some() {
+            tracing::warn!("engine kvm has no trace and no failures to order");
+        }
+        Chosen::Kvm(engine)
+    }
 }
 
-/// The engine for what was asked, and the translations that it keeps: `auto` is the
-/// software engine until there is another one.
+/// An engine, and the translations that it keeps.
+pub(crate) enum Chosen {
+    /// The software engine.
+    Soft(SoftHypervisor, Option<Arc<Translations>>),
+    /// KVM.
+    Kvm(KvmHypervisor),
+}
+
+/// The engine for what was asked. `auto` is KVM where guests run on the processor, the
+/// software engine elsewhere.
 pub(crate) fn choose(
     asked: &Blueprint,
     translation_cache: Option<&OsStr>,
     watching: Watching,
-) -> Result<(SoftHypervisor, Option<Arc<Translations>>), Failure> {
+) -> Result<Chosen, Failure> {
     match asked.engine() {
-        Engine::Auto | Engine::Soft => {}
-        Engine::Kvm => return Err(Failure::NoSuchEngine { engine: "kvm" }),
+        Engine::Soft => {}
+        Engine::Kvm => {
+            let engine = open_kvm(asked).map_err(|source| Failure::Engine { source })?;
+            if let Ok(Kind::Software { why }) = hv_kvm::probe() {
+                tracing::warn!("this KVM is played by software ({why}); --engine soft is faster");
+            }
+            return Ok(watching.without(engine));
+        }
+        Engine::Auto => match hv_kvm::probe() {
+            Ok(Kind::Hardware) => {
+                tracing::info!("engine kvm: guests run on the processor");
+                let engine = open_kvm(asked).map_err(|source| Failure::Engine { source })?;
+                return Ok(watching.without(engine));
+            }
+            Ok(Kind::Software { why }) => {
+                tracing::info!("engine soft: there is a KVM, but it is played by software: {why}");
+            }
+            Err(error) => tracing::info!("engine soft: {}", crate::failure::chain(&error)),
+        },
     }
     let options = Options {
         cpu_model: asked.cpu_model(),
@@ -53,7 +87,7 @@ pub(crate) fn choose(
     };
     let engine = watching.apply(SoftHypervisor::new(options));
     let Place::Folder(folder) = Place::choose(translation_cache) else {
-        return Ok((engine, None));
+        return Ok(Chosen::Soft(engine, None));
     };
     // Without them a machine only starts more slowly.
     let warn = |error| tracing::warn!("{}", crate::failure::chain(&error));
@@ -61,13 +95,20 @@ pub(crate) fn choose(
         Ok((kept, refused)) => {
             refused.into_iter().for_each(warn);
             let kept = Arc::new(kept);
-            Ok((engine.with_translations(Arc::clone(&kept)), Some(kept)))
+            let engine = engine.with_translations(Arc::clone(&kept));
+            Ok(Chosen::Soft(engine, Some(kept)))
         }
         Err(error) => {
             warn(error);
-            Ok((engine, None))
+            Ok(Chosen::Soft(engine, None))
         }
     }
+}
+
+fn open_kvm(asked: &Blueprint) -> Result<KvmHypervisor, hv::Error> {
+    KvmHypervisor::open(hv_kvm::Options {
+        cpu_model: asked.cpu_model(),
+    })
 }
 
 /// At the machine's end: writes what it added.

@@ -34,8 +34,8 @@ pub(crate) enum Failure {
     LongConfig { path: PathBuf, most: u64 },
     #[error("configuration {path:?} is refused")]
     Config { path: PathBuf, source: DraftError },
-    #[error("engine {engine:?} is not part of this version")]
-    NoSuchEngine { engine: &'static str },
+    #[error("the machine cannot be built")]
+    Engine { source: hv::Error },
     #[error("the machine cannot be built")]
     Build { source: MachineError },
     #[error("the machine stopped")]
@@ -77,7 +77,7 @@ impl Failure {
             | Failure::LongConfig { .. }
             | Failure::Config { .. }
             | Failure::Metadata { .. }
-            | Failure::NoSuchEngine { .. } => exit::BAD_CONFIGURATION,
+            | Failure::Engine { .. } => exit::BAD_CONFIGURATION,
             Failure::OpenLog { .. }
             | Failure::OpenOutput { .. }
             | Failure::Metrics { .. }
@@ -100,7 +100,6 @@ impl Failure {
         match self {
             Failure::ReadConfig { .. } => Some("give a readable file, or - for standard input"),
             Failure::Metadata { .. } => Some("give a file of JSON, or a larger --mmds-size-limit"),
-            Failure::NoSuchEngine { .. } => Some("try --engine soft"),
             Failure::Build { source } | Failure::Run { source } => source.hint(),
             Failure::OpenLog { .. } | Failure::OpenOutput { .. } | Failure::Metrics { .. } => {
                 Some("give a path that can be written")
@@ -110,7 +109,11 @@ impl Failure {
             }
             Failure::ApiSocket { .. } => Some("give another --api-sock, or --no-api"),
             Failure::StatusFd { .. } => Some("give the number of an open descriptor"),
-            Failure::LongConfig { .. } | Failure::Config { .. } | Failure::Host { .. } => None,
+            // Engines name the way out themselves.
+            Failure::Engine { .. }
+            | Failure::LongConfig { .. }
+            | Failure::Config { .. }
+            | Failure::Host { .. } => None,
         }
     }
 

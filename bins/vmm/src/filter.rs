@@ -89,6 +89,32 @@ const REFUSED: &[i64] = &[
     libc::SYS_ioctl,
 ];
 
+/// What a thread that runs a vCPU of KVM's asks of it (Linux, include/uapi/linux/kvm.h).
+const KVM: &[u64] = &[
+    0xae80,      // KVM_RUN
+    0x4008_ae61, // KVM_IRQ_LINE
+    0x4020_ae46, // KVM_SET_USER_MEMORY_REGION, when memory comes or goes
+    0xaead,      // KVM_KVMCLOCK_CTRL
+    0x8090_ae81, // KVM_GET_REGS, and so on: state
+    0x4090_ae82,
+    0x8138_ae83,
+    0x4138_ae84,
+    0xc008_ae88,
+    0x4008_ae89,
+    0x8400_ae8e,
+    0x4400_ae8f,
+    0x8004_ae98,
+    0x4004_ae99,
+    0x8040_ae9f,
+    0x4040_aea0,
+    0x8080_aea1,
+    0x4080_aea2,
+    0x9000_aea4,
+    0x5000_aea5,
+    0x8188_aea6,
+    0x4188_aea7,
+];
+
 const ARCH_SET_GS: u64 = 0x1001;
 const ARCH_GET_GS: u64 = 0x1004;
 
@@ -99,16 +125,43 @@ pub(crate) struct Filter {
 }
 
 impl Filter {
-    /// The filter for threads that run vCPUs, and the handler that says what it
-    /// forbade.
+    /// The filter for threads that run vCPUs of the software engine, and the handler that
+    /// says what it forbade.
     ///
     /// # Errors
     /// The host's; what the list itself has wrong.
-    pub(crate) fn for_vcpus() -> io::Result<Self> {
+    pub(crate) fn for_translated_code() -> io::Result<Self> {
+        Self::of(allowed, REFUSED)
+    }
+
+    /// The same for vCPUs of KVM's. All they ask of devices by ioctl is KVM's.
+    ///
+    /// # Errors
+    /// As above.
+    pub(crate) fn for_kvm() -> io::Result<Self> {
+        let allowed = || {
+            let mut rules = allowed()?;
+            let of_kvm = KVM.iter().map(|request| {
+                let is = SeccompCmpOp::Eq;
+                let condition = SeccompCondition::new(1, SeccompCmpArgLen::Dword, is, *request)?;
+                SeccompRule::new(vec![condition])
+            });
+            rules.insert(libc::SYS_ioctl, of_kvm.collect::<Result<_, _>>()?);
+            Ok(rules)
+        };
+        let refused = REFUSED.iter().copied();
+        let refused: Vec<i64> = refused.filter(|call| *call != libc::SYS_ioctl).collect();
+        Self::of(allowed, &refused)
+    }
+
+    fn of(
+        allowed: impl FnOnce() -> Result<Rules, seccompiler::BackendError>,
+        refused: &[i64],
+    ) -> io::Result<Self> {
         install_handler()?;
         let bad = |error: seccompiler::BackendError| io::Error::other(error.to_string());
         let allowed = allowed().map_err(bad)?;
-        let refused = REFUSED.iter().map(|call| (*call, Vec::new())).collect();
+        let refused = refused.iter().map(|call| (*call, Vec::new())).collect();
         let compile = |rules, otherwise, matching| {
             SeccompFilter::new(rules, otherwise, matching, TargetArch::x86_64)
                 .and_then(BpfProgram::try_from)
@@ -288,7 +341,7 @@ mod tests {
     fn a_forbidden_call_ends_the_process_and_is_named() {
         const CHILD: &str = "KOMBI_TEST_FORBIDDEN_CALL";
         if std::env::var_os(CHILD).is_some() {
-            let filter = Filter::for_vcpus().unwrap();
+            let filter = Filter::for_translated_code().unwrap();
             let _ = std::thread::spawn(move || {
                 filter.confine_this_thread().unwrap();
                 rustix::process::getppid()
@@ -313,7 +366,7 @@ mod tests {
 
     #[test]
     fn a_refused_call_fails_and_a_listed_one_works_in_a_confined_thread() {
-        let filter = Filter::for_vcpus().unwrap();
+        let filter = Filter::for_translated_code().unwrap();
         let outcome = std::thread::spawn(move || {
             filter.confine_this_thread().unwrap();
             let opened = std::fs::File::open("/proc/self/status");

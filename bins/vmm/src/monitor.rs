@@ -16,12 +16,13 @@ use std::sync::{Arc, OnceLock};
 
 use api::{Limits, Serve, Server};
 use blueprint::{Blueprint, CpuConfigDraft, Draft, MetricsDraft};
+use hv::Hypervisor;
 use machine::{Ended, Machine, Moment, Outcome, Running, Stdio, StopHandle};
 use serde_json::{Value, json};
 use translations::Translations;
 
 use crate::args::Args;
-use crate::engine::{self, Watching};
+use crate::engine::{self, Chosen, Watching};
 use crate::failure::{Failure, exit};
 use crate::filter::Filter;
 use crate::frontend::{Frontend, ToMain, metadata};
@@ -197,8 +198,11 @@ impl Life<'_> {
             failing: args.fail_engine.map(Into::into),
         };
         let counters = Arc::clone(&watching.counters);
-        let (hypervisor, kept) =
-            engine::choose(blueprint, args.translation_cache.as_deref(), watching)?;
+        let chosen = engine::choose(blueprint, args.translation_cache.as_deref(), watching)?;
+        let kept = match &chosen {
+            Chosen::Soft(_, kept) => kept.clone(),
+            Chosen::Kvm(_) => None,
+        };
         self.metrics.watch(counters, kept.clone());
         if args.config_file.is_some() {
             self.open_metrics(metrics)?;
@@ -215,25 +219,51 @@ impl Life<'_> {
                 .try_clone_to_owned()
                 .map_err(host("duplicate standard output"))?,
         };
-        let mut machine = Machine::build(blueprint, &hypervisor, stdio)
-            .map_err(|source| Failure::Build { source })?;
-        if args.boot_timer {
-            machine
-                .time_boot(moment)
-                .map_err(|source| Failure::Build { source })?;
-        }
-        if !args.no_seccomp {
-            let filter = Filter::for_vcpus().map_err(host("make the filter of system calls"))?;
-            machine.confine_vcpus(Arc::new(move || filter.confine_this_thread()));
-        }
-        let stop = machine.stop_handle();
-        let running = machine.start().map_err(|source| Failure::Run { source })?;
+        let running = match chosen {
+            Chosen::Soft(engine, _) => self.launch(
+                blueprint,
+                &engine,
+                stdio,
+                moment,
+                Filter::for_translated_code,
+            )?,
+            Chosen::Kvm(engine) => {
+                self.launch(blueprint, &engine, stdio, moment, Filter::for_kvm)?
+            }
+        };
+        let stop = running.stop_handle();
         // It is the first: only one start succeeds.
         let _ = self.stopping.machine.set(stop.clone());
         if self.stopping.signal.load(Ordering::SeqCst) != 0 {
             stop.stop();
         }
         Ok(Started { running, kept })
+    }
+
+    /// Starts the machine on an engine, its vCPUs behind `filter`.
+    fn launch<H: Hypervisor>(
+        &self,
+        blueprint: &Blueprint,
+        engine: &H,
+        stdio: Stdio,
+        moment: Moment,
+        filter: fn() -> std::io::Result<Filter>,
+    ) -> Result<Running, Failure> {
+        let mut machine =
+            Machine::build(blueprint, engine, stdio).map_err(|source| Failure::Build { source })?;
+        if self.args.boot_timer {
+            machine
+                .time_boot(moment)
+                .map_err(|source| Failure::Build { source })?;
+        }
+        if !self.args.no_seccomp {
+            let filter = filter().map_err(|source| Failure::Host {
+                doing: "make the filter of system calls",
+                source,
+            })?;
+            machine.confine_vcpus(Arc::new(move || filter.confine_this_thread()));
+        }
+        machine.start().map_err(|source| Failure::Run { source })
     }
 
     /// Opens the metrics that command line or configuration file name.

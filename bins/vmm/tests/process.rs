@@ -219,10 +219,6 @@ fn bad_configuration_is_one_line_with_object_cause_and_way_out() {
          No such file or directory (os error 2); give the path of a readable vmlinux or bzImage\n"
     );
     let config = host.config(HALT, serde_json::json!({}));
-    assert_eq!(
-        error(&config, &["--engine", "kvm"]),
-        "kombi-vmm: error: engine \"kvm\" is not part of this version; try --engine soft\n"
-    );
     std::fs::write(host.path("kernel"), &elf(HALT)[..100]).unwrap();
     assert_eq!(
         error(&config, &[]),

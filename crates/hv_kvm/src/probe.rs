@@ -8,7 +8,6 @@
 //! Invariant: a KVM counts as hardware only when the processor says that it has VMX or
 //! SVM, and a small kernel ran as fast as the processor does.
 
-use std::arch::x86_64::__cpuid;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use ram::ByteSize;
 use rustix::time::{ClockId, clock_gettime};
 use vm_memory::Bytes;
 use x86::control::cr0;
-use x86::cpuid;
+use x86::features::Features;
 use x86::state::Segment;
 
 use crate::failed;
@@ -42,7 +41,7 @@ pub enum Kind {
 /// guest that it is tried with.
 pub fn probe() -> Result<Kind, Error> {
     let kvm = KvmHypervisor::open(Options::default())?;
-    if !has_virtualisation() {
+    if !Features::host_has_virtualisation() {
         return Ok(Kind::Software {
             why: "the processor has neither VMX nor SVM".to_owned(),
         });
@@ -54,15 +53,6 @@ pub fn probe() -> Result<Kind, Error> {
         }),
         Err(error) => Err(error),
     }
-}
-
-/// VMX (SDM vol. 2A, CPUID, leaf 1) or SVM (APM vol. 3, leaf 8000_0001).
-fn has_virtualisation() -> bool {
-    let vmx = __cpuid(cpuid::FEATURES).ecx & 1 << 5 != 0;
-    let [last, ..] = [__cpuid(cpuid::EXTENDED).eax];
-    let svm = last >= cpuid::EXTENDED_AMD_FEATURES
-        && __cpuid(cpuid::EXTENDED_AMD_FEATURES).ecx & 1 << 2 != 0;
-    vmx || svm
 }
 
 /// Times round the loop, of two instructions.
@@ -179,7 +169,7 @@ mod tests {
                 let took = time_kernel_code(&kvm).unwrap();
                 assert!(took > Duration::ZERO, "{took:?}");
                 let kind = probe().unwrap();
-                if !has_virtualisation() {
+                if !Features::host_has_virtualisation() {
                     assert_ne!(kind, Kind::Hardware);
                     assert_ne!(judge(took), Kind::Hardware, "{took:?}");
                 }

@@ -116,23 +116,49 @@ impl Host {
     }
 }
 
-/// The engine for a machine with `vcpus` processors, where `asked` may leave it to us.
+/// The engine to ask the monitor for, where `asked` may leave it to us: `auto` where
+/// the processor may run guests, and the monitor has a closer look.
 ///
 /// # Errors
 /// [`Error::Engine`] when it cannot do what is asked.
 pub fn choose_engine(asked: Engine, vcpus: u8) -> Result<Engine, Error> {
-    match asked {
-        Engine::Kvm => Err(Error::Engine {
-            engine: "kvm",
-            cause: "this version of Kombi has no KVM engine yet".to_owned(),
-            way_out: "use --engine soft, or leave it out",
-        }),
-        Engine::Auto | Engine::Soft if vcpus == 0 => Err(Error::Engine {
-            engine: "soft",
-            cause: "a machine needs a processor".to_owned(),
-            way_out: "use --cpus 1",
-        }),
-        Engine::Auto | Engine::Soft if vcpus > blueprint::limits::SOFT_VCPU_COUNT_MAX => {
+    let found = kvm_of(
+        Features::host_has_virtualisation(),
+        open_kvm(Path::new("/dev/kvm")),
+    );
+    choose_engine_with(asked, vcpus, found)
+}
+
+/// The same on a host with what was found.
+///
+/// # Errors
+/// As above.
+pub fn choose_engine_with(asked: Engine, vcpus: u8, found: Kvm) -> Result<Engine, Error> {
+    let refused = |engine, cause: &str, way_out| {
+        Err(Error::Engine {
+            engine,
+            cause: cause.to_owned(),
+            way_out,
+        })
+    };
+    if vcpus == 0 {
+        let engine = if asked == Engine::Kvm { "kvm" } else { "soft" };
+        return refused(engine, "a machine needs a processor", "use --cpus 1");
+    }
+    match (asked, found) {
+        (Engine::Kvm, Kvm::NotPermitted) => refused(
+            "kvm",
+            "/dev/kvm is not for this user",
+            "join the group that it belongs to, or use --engine soft",
+        ),
+        (Engine::Kvm, Kvm::NotLoaded | Kvm::Absent) => refused(
+            "kvm",
+            "there is no /dev/kvm that can be opened",
+            "use --engine soft, or leave it out",
+        ),
+        (Engine::Kvm, Kvm::Real | Kvm::Software) => Ok(Engine::Kvm),
+        (Engine::Auto, Kvm::Real) => Ok(Engine::Auto),
+        (Engine::Auto | Engine::Soft, _) if vcpus > blueprint::limits::SOFT_VCPU_COUNT_MAX => {
             Err(Error::Engine {
                 engine: "soft",
                 cause: format!(
@@ -142,7 +168,7 @@ pub fn choose_engine(asked: Engine, vcpus: u8) -> Result<Engine, Error> {
                 way_out: "use --cpus 8, or fewer",
             })
         }
-        Engine::Auto | Engine::Soft => Ok(Engine::Soft),
+        (Engine::Auto | Engine::Soft, _) => Ok(Engine::Soft),
     }
 }
 
@@ -190,6 +216,10 @@ fn open_kvm(path: &Path) -> io::Result<()> {
 
 fn kvm(cpuinfo: &str, opened: io::Result<()>) -> Kvm {
     let hardware = ["vmx", "svm"].iter().any(|name| has_flag(cpuinfo, name));
+    kvm_of(hardware, opened)
+}
+
+fn kvm_of(hardware: bool, opened: io::Result<()>) -> Kvm {
     match opened {
         Ok(()) if hardware => Kvm::Real,
         Ok(()) => Kvm::Software,
@@ -298,20 +328,24 @@ mod tests {
     #[test]
     fn an_engine_that_cannot_do_it_says_so_with_the_way_out() {
         for vcpus in [1, 8] {
-            let chosen = choose_engine(Engine::Auto, vcpus).expect("fine");
-            assert_eq!(chosen, Engine::Soft);
+            let chosen = |asked, found| choose_engine_with(asked, vcpus, found).expect("fine");
+            assert_eq!(chosen(Engine::Auto, Kvm::Software), Engine::Soft);
+            assert_eq!(chosen(Engine::Auto, Kvm::Absent), Engine::Soft);
+            assert_eq!(chosen(Engine::Auto, Kvm::Real), Engine::Auto);
+            assert_eq!(chosen(Engine::Kvm, Kvm::Software), Engine::Kvm);
         }
-        for (engine, vcpus) in [
-            (Engine::Kvm, 1),
-            (Engine::Soft, 9),
-            (Engine::Auto, 9),
-            (Engine::Soft, 0),
+        for (engine, vcpus, found) in [
+            (Engine::Kvm, 1, Kvm::NotPermitted),
+            (Engine::Kvm, 1, Kvm::NotLoaded),
+            (Engine::Kvm, 1, Kvm::Absent),
+            (Engine::Kvm, 0, Kvm::Real),
+            (Engine::Soft, 9, Kvm::Real),
+            (Engine::Auto, 9, Kvm::Software),
+            (Engine::Soft, 0, Kvm::Absent),
         ] {
-            let error = choose_engine(engine, vcpus).expect_err("refused");
-            assert!(
-                error.way_out().is_some_and(|out| out.starts_with("use --")),
-                "{error}"
-            );
+            let error = choose_engine_with(engine, vcpus, found).expect_err("refused");
+            let way_out = error.way_out().unwrap_or_default();
+            assert!(way_out.contains("use --"), "{error}");
         }
     }
 }

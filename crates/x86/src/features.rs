@@ -234,6 +234,17 @@ impl Features {
         Self::of_cpu(cpuid, std::is_x86_feature_detected!("avx"))
     }
 
+    /// Whether the host's processor has VMX (SDM vol. 2A, CPUID, leaf 1) or SVM (APM
+    /// vol. 3, leaf 8000_0001), as far as it says so.
+    #[must_use]
+    pub fn host_has_virtualisation() -> bool {
+        let cpuid = std::arch::x86_64::__cpuid;
+        let vmx = cpuid(cpuid::FEATURES).ecx & 1 << 5 != 0;
+        let svm = cpuid(cpuid::EXTENDED).eax >= cpuid::EXTENDED_AMD_FEATURES
+            && cpuid(cpuid::EXTENDED_AMD_FEATURES).ecx & 1 << 2 != 0;
+        vmx || svm
+    }
+
     /// Those that a CPU shows, and its operating system lets programs use.
     #[must_use]
     pub fn of_cpu(cpuid: impl Fn(u32, u32) -> Leaf, avx_enabled: bool) -> Self {

@@ -25,12 +25,12 @@ use crate::DraftError;
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum Engine {
-    /// The best one that this host offers.
+    /// KVM where the processor runs guests, the software engine elsewhere.
     #[default]
     Auto,
     /// The software engine: needs nothing of the host but x86-64.
     Soft,
-    /// The host's /dev/kvm.
+    /// The host's /dev/kvm, whatever is behind it.
     Kvm,
 }
 

@@ -1,0 +1,97 @@
+//! The KVM engine in the process: every end of a guest, and what is said where there is
+//! no KVM to use. These tests use /dev/kvm if this user may.
+
+mod host;
+
+use host::*;
+
+fn kvm_can_be_opened() -> bool {
+    let options = std::fs::File::options().read(true).write(true).clone();
+    options.open("/dev/kvm").is_ok()
+}
+
+#[test]
+fn each_end_of_a_guest_is_the_same_on_kvm() {
+    for (code, exit, outcome) in [
+        (POWER_OFF, 0, "power-off"),
+        (RESET, 0, "reset"),
+        (TRIPLE_FAULT, 140, "triple-fault"),
+    ] {
+        let host = Host::new();
+        let rest = serde_json::json!({"serial": {"serial_out_path": "DIR/log"}});
+        let config = host.config(code, rest);
+        let output = host.run(&config, &["--engine", "kvm", "--status-fd", "1"]);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        if !kvm_can_be_opened() {
+            assert!(
+                errors.contains("/dev/kvm") && errors.contains("--engine soft"),
+                "{errors}"
+            );
+            assert_eq!(output.status.code(), Some(152), "{output:?}");
+            continue;
+        }
+        let events = host.anonymous(&output.stdout);
+        assert!(
+            events.contains(&format!("\"outcome\":\"{outcome}\"")),
+            "{events} {errors}"
+        );
+        assert_eq!(output.status.code(), Some(exit), "{outcome}: {output:?}");
+    }
+}
+
+#[test]
+fn a_guest_on_kvm_speaks_on_the_console_from_a_confined_thread() {
+    let output = Host::new().boot(&say("hello from kvm\n"), &["--engine", "kvm"]);
+    if kvm_can_be_opened() {
+        let console = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(console, "hello from kvm\n", "{output:?}");
+        assert_eq!(output.status.code(), Some(0));
+    } else {
+        assert_eq!(output.status.code(), Some(152), "{output:?}");
+    }
+}
+
+#[test]
+fn auto_says_which_engine_it_takes_and_why() {
+    let output = Host::new().boot(RESET, &["--engine", "auto", "--level", "info"]);
+    let log = String::from_utf8_lossy(&output.stderr);
+    let says = log.lines().find(|line| line.contains("engine "));
+    let says = says.unwrap_or_else(|| panic!("{log}"));
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap();
+    let hardware = cpuinfo
+        .split_whitespace()
+        .any(|flag| flag == "vmx" || flag == "svm");
+    if !kvm_can_be_opened() {
+        assert!(
+            says.contains("engine soft") && says.contains("/dev/kvm"),
+            "{says}"
+        );
+    } else if !hardware {
+        assert!(
+            says.contains("engine soft") && says.contains("neither VMX nor SVM"),
+            "{says}"
+        );
+    }
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+}
+
+#[test]
+fn a_machine_on_kvm_stops_when_it_is_told_to() {
+    if !kvm_can_be_opened() {
+        let output = Host::new().boot(SPIN, &["--engine", "kvm"]);
+        assert_eq!(output.status.code(), Some(152), "{output:?}");
+        return;
+    }
+    // One that spins, and one that waits in HLT for what never comes.
+    for code in [SPIN, HALT] {
+        let host = Host::new();
+        let rest = serde_json::json!({"serial": {"serial_out_path": "DIR/log"}});
+        let config = host.config(code, rest);
+        let mut child = host.start(&config, &["--engine", "kvm", "--status-fd", "1"]);
+        let events = wait_for_started(&mut child);
+        rustix::process::kill_process(pid(&child), rustix::process::Signal::TERM).unwrap();
+        let output = finish(child);
+        drop(events);
+        assert_eq!(output.status.code(), Some(143), "{output:?}");
+    }
+}

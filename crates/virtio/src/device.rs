@@ -28,6 +28,10 @@ pub enum DeviceType {
     Balloon = 5,
     /// Sockets between host and guest.
     Vsock = 19,
+    /// Memory that is plugged.
+    Mem = 24,
+    /// A file in the guest's address space.
+    Pmem = 27,
 }
 
 /// What a device works with once its driver is ready.

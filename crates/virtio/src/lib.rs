@@ -19,6 +19,8 @@ pub mod block;
 mod chain;
 mod device;
 mod interrupt;
+pub mod mem;
+pub mod pmem;
 mod queue;
 pub mod rng;
 mod saved;

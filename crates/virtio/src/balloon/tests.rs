@@ -264,12 +264,13 @@ fn statistics_are_held_until_the_timer_asks_for_new_ones() {
     assert_eq!(statistics.free_memory, Some(104));
     assert_eq!(bench.driver.used(STATISTICS), None);
 
-    let balloon = bench.balloon();
-    let mut ready = [PollFd::from_borrowed_fd(balloon.fd(), PollFlags::IN)];
-    let patience = Timespec::try_from(Duration::from_secs(10)).unwrap();
-    assert_eq!(poll(&mut ready, Some(&patience)), Ok(1));
-    drop(balloon);
-    bench.balloon().on_event();
+    {
+        let mut balloon = bench.balloon();
+        let mut ready = [PollFd::from_borrowed_fd(balloon.fd(), PollFlags::IN)];
+        let patience = Timespec::try_from(Duration::from_secs(10)).unwrap();
+        assert_eq!(poll(&mut ready, Some(&patience)), Ok(1));
+        balloon.on_event();
+    }
     assert_eq!(bench.driver.used(STATISTICS), Some((head, 0)));
     bench.balloon().on_event();
     assert_eq!(bench.driver.used(STATISTICS), None);

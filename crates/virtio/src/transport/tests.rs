@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use bus::{Lifecycle, MmioDevice};
 use proptest::prelude::*;
-use ram::GuestRam;
+use ram::{Further, GuestRam};
 
 use crate::fake_driver::{
     BUFFERS, Buffer, F_INDIRECT, F_NEXT, F_WRITE, FakeDriver, QUEUE_SIZE, RAM,
@@ -448,5 +448,23 @@ proptest! {
         let ram = GuestRam::new(RAM).unwrap();
         let balloon = crate::balloon::Balloon::new(settings, &ram).unwrap();
         play_in(ram, Arc::new(Mutex::new(balloon)), &moves);
+    }
+
+    #[test]
+    fn no_sequence_of_accesses_upsets_persistent_memory(moves in moves()) {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4096).unwrap();
+        let further = Further::File { file: file.try_clone().unwrap(), read_only: false };
+        let ram = GuestRam::with(RAM, vec![further]).unwrap();
+        let pmem = crate::pmem::Pmem::new(file, ram.regions().last().unwrap());
+        play_in(ram, Arc::new(Mutex::new(pmem)), &moves);
+    }
+
+    #[test]
+    fn no_sequence_of_accesses_upsets_pluggable_memory(moves in moves()) {
+        let further = Further::Pluggable { len: 64 << 20, block: 2 << 20 };
+        let ram = GuestRam::with(RAM, vec![further]).unwrap();
+        let mem = crate::mem::Mem::new(&ram, ram.regions().last().unwrap(), 2 << 20).unwrap();
+        play_in(ram, Arc::new(Mutex::new(mem)), &moves);
     }
 }

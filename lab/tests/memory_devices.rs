@@ -126,9 +126,8 @@ fn free_pages_are_reported_and_hinted_at() {
     let (notes, told) = std::sync::mpsc::channel();
     let (ended, text) = boot.run_with(
         // Reports come two seconds after pages became free.
-        "mount -t tmpfs t /mnt; dd if=/dev/zero of=/mnt/f bs=1M count=40 2>/dev/null\n\
-         rm /mnt/f; sleep 3; echo reported\n\
-         read line < /proc/uptime\n\
+        "mkdir /mnt; mount -t tmpfs t /mnt; dd if=/dev/zero of=/mnt/f bs=1M count=40 2>/dev/null\n\
+         ls -s /mnt/f; rm /mnt/f; sleep 3; echo reported\n\
          for n in $(seq 50); do sleep 0.1; done\n\
          poweroff -f",
         |machine| {
@@ -154,9 +153,57 @@ fn free_pages_are_reported_and_hinted_at() {
         },
     );
     let (reported, hinted, hinting) = told.recv().unwrap();
+    assert!(text.contains("40960 /mnt/f\n"), "{text}");
     assert!(reported.reported_bytes > 30 << 20, "{reported:?} {text}");
     assert!(hinted.hinted_bytes > 30 << 20, "{hinted:?} {text}");
     assert_eq!(hinted.refused, 0);
     assert_eq!(hinting.unwrap().guest_command, Some(0));
+    assert_eq!(*ended.result.as_ref().unwrap(), Outcome::PowerOff, "{text}");
+}
+
+#[test]
+fn memory_is_plugged_used_and_unplugged() {
+    let mut boot = Boot::new();
+    boot.rest = serde_json::json!({
+        "memory-hotplug": {
+            "total_size_mib": 256,
+            "block_size_mib": 2,
+            "slot_size_mib": 128,
+        },
+    });
+    let (notes, told) = std::sync::mpsc::channel();
+    let (ended, text) = boot.run_with(
+        "total_mib() { awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo; }\n\
+         before=$(total_mib)\n\
+         echo plug\n\
+         for n in $(seq 100); do [ $(total_mib) -gt $((before + 100)) ] && break; sleep 0.1; done\n\
+         echo more: $(($(total_mib) - before))\n\
+         mkdir /mnt; mount -t tmpfs -o size=200m t /mnt\n\
+         dd if=/dev/urandom of=/mnt/f bs=1M count=130 2>/dev/null && echo filled\n\
+         md5sum < /mnt/f > /a; md5sum < /mnt/f | cmp - /a && echo same\n\
+         rm /mnt/f /a\n\
+         echo unplug\n\
+         for n in $(seq 100); do [ $(total_mib) -lt $((before + 20)) ] && break; sleep 0.1; done\n\
+         echo left: $(($(total_mib) - before))\n\
+         poweroff -f",
+        |machine| {
+            let mem = machine.handles().mem.unwrap();
+            move |line: &str| match line {
+                "plug" => mem.lock().unwrap().request(128).unwrap(),
+                "unplug" => mem.lock().unwrap().request(0).unwrap(),
+                line if line.starts_with("more: ") || line.starts_with("left: ") => {
+                    notes
+                        .send(mem.lock().unwrap().status().plugged_mib)
+                        .unwrap();
+                }
+                _ => {}
+            }
+        },
+    );
+    assert!(text.contains("filled\nsame\n"), "{text}");
+    let plugged: Vec<u64> = told.iter().collect();
+    assert_eq!(plugged.first(), Some(&128), "{text}");
+    // What the guest's kernel keeps something in stays plugged.
+    assert!(*plugged.last().unwrap() <= 20, "{plugged:?} {text}");
     assert_eq!(*ended.result.as_ref().unwrap(), Outcome::PowerOff, "{text}");
 }

@@ -15,7 +15,6 @@ use chipset::{
 use hv::Interrupts;
 use ram::GuestRam;
 use rustix::fs::OFlags;
-use virtio::balloon::{self, Balloon};
 use virtio::block::{Access, Block};
 use virtio::rng::Rng;
 use virtio::transport::MmioTransport;
@@ -31,6 +30,7 @@ use crate::io_space::IoSpace;
 use crate::layout::{
     ACPI_PORT, KEYBOARD_GSI, SERIAL_GSI, SERIAL_PORT, VIRTIO_MMIO_LEN, VirtioSlot,
 };
+use crate::memory::Memory;
 
 /// A machine's devices.
 pub(crate) struct Devices {
@@ -52,11 +52,12 @@ pub(crate) struct Devices {
 /// the blueprint names a file.
 pub(crate) fn make(
     blueprint: &Blueprint,
-    ram: &GuestRam,
+    memory: Memory,
     interrupts: &Arc<dyn Interrupts>,
     control: &Arc<Control>,
     stdout: OwnedFd,
 ) -> Result<Devices, Error> {
+    let ram = &memory.ram.clone();
     refuse_what_is_missing(blueprint)?;
     let output = blueprint.serial_out().map_or(Ok(stdout), open_serial_out)?;
     let console = Arc::new(Console::new(output, control.clone())?);
@@ -109,37 +110,20 @@ pub(crate) fn make(
         devices.sources.push(vsock.clone());
         devices.add_virtio(vsock, ram, interrupts)?;
     }
-    if let Some(balloon) = blueprint.balloon() {
-        let settings = balloon::Settings {
-            amount_mib: balloon.amount_mib,
-            deflate_on_oom: balloon.deflate_on_oom,
-            statistics_interval_s: balloon.stats_polling_interval_s,
-            hinting: balloon.free_page_hinting,
-            reporting: balloon.free_page_reporting,
-        };
-        let balloon = Balloon::new(settings, ram).map_err(|source| Error::Balloon { source })?;
-        let balloon = Arc::new(Mutex::new(balloon));
-        devices.handles.balloon = Some(balloon.clone());
-        devices.sources.push(balloon.clone());
-        devices.add_virtio(balloon, ram, interrupts)?;
-    }
     if blueprint.entropy().is_some() {
         let rng = Arc::new(Mutex::new(Rng::new()));
         devices.add_virtio(rng, ram, interrupts)?;
     }
+    devices.add_memory_devices(blueprint, memory, interrupts)?;
     Ok(devices)
 }
 
 /// What a blueprint may ask for and no machine has yet.
 fn refuse_what_is_missing(blueprint: &Blueprint) -> Result<(), Error> {
-    let missing = [
-        (
-            "network interfaces",
-            !blueprint.network_interfaces().is_empty(),
-        ),
-        ("pmem", !blueprint.pmem().is_empty()),
-        ("memory-hotplug", blueprint.memory_hotplug().is_some()),
-    ];
+    let missing = [(
+        "network interfaces",
+        !blueprint.network_interfaces().is_empty(),
+    )];
     match missing.into_iter().find(|(_, asked)| *asked) {
         Some((what, _)) => Err(Error::Missing { what }),
         None => Ok(()),
@@ -147,7 +131,8 @@ fn refuse_what_is_missing(blueprint: &Blueprint) -> Result<(), Error> {
 }
 
 impl Devices {
-    fn add_virtio(
+    /// Gives a device the next slot.
+    pub(crate) fn add_virtio(
         &mut self,
         device: Arc<Mutex<dyn VirtioDevice>>,
         ram: &GuestRam,

@@ -138,6 +138,14 @@ pub enum Error {
         /// What went wrong.
         source: virtio::Error,
     },
+    /// The file for persistent memory cannot be opened or mapped.
+    #[error("failed to open the file of pmem {id:?}")]
+    Pmem {
+        /// Its id.
+        id: String,
+        /// The host's answer.
+        source: std::io::Error,
+    },
     /// The balloon could not be made.
     #[error("failed to make the balloon")]
     Balloon {
@@ -206,6 +214,9 @@ impl Error {
             }
             Error::CommandLineLength { .. } => Some("shorten it, or boot without acpi=off"),
             Error::Drive { .. } => Some("give the path of a readable file or block device"),
+            Error::Pmem { .. } => {
+                Some("give the path of a readable file, writable unless read-only")
+            }
             Error::Vsock { .. } => Some("give a path that no other machine uses"),
             Error::SerialOut { .. } => Some("give the path of a writable file"),
             Error::Missing { .. }
@@ -241,6 +252,7 @@ impl Error {
             | Error::CommandLineLength { .. }
             | Error::Drive { .. }
             | Error::Vsock { .. }
+            | Error::Pmem { .. }
             | Error::SerialOut { .. } => true,
             Error::Memory { .. }
             | Error::WriteBootData { .. }

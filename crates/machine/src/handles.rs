@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex};
 
 use chipset::I8042;
 use virtio::balloon::Balloon;
+use virtio::mem::Mem;
+use virtio::pmem::Pmem;
 
 use crate::generation::Generation;
 
@@ -18,4 +20,8 @@ pub struct Handles {
     pub(crate) keyboard: Option<Arc<Mutex<I8042>>>,
     /// The balloon, if there is one.
     pub balloon: Option<Arc<Mutex<Balloon>>>,
+    /// Memory that can be plugged, if there is any.
+    pub mem: Option<Arc<Mutex<Mem>>>,
+    /// Persistent memory by id, in the guest's order.
+    pub pmem: Vec<(String, Arc<Mutex<Pmem>>)>,
 }

@@ -24,6 +24,8 @@ mod handles;
 mod io_space;
 mod layout;
 mod machine;
+mod memory;
+mod memory_devices;
 
 pub use chipset::{Moment, NoKeyboard};
 pub use control::{Controller, Gone, Outcome, StopHandle};

@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 use blueprint::Blueprint;
 use chipset::{BOOT_TIMER_LEN, BootTimer, Moment};
 use hv::{Exit, Hypervisor, Io, Partition, Vcpu, VcpuState};
-use ram::{ByteSize, GuestRam};
+use ram::GuestRam;
 
 use crate::control::{Control, Controller, Outcome, StopHandle};
 use crate::devices::Devices;
@@ -24,6 +24,7 @@ use crate::event_loop::EventLoop;
 use crate::handles::Handles;
 use crate::io_space::IoSpace;
 use crate::layout::BOOT_TIMER;
+use crate::memory::Memory;
 use crate::{Error, boot, devices};
 
 /// What the serial console is connected to.
@@ -60,14 +61,14 @@ impl<P: Partition> Machine<P> {
     where
         H: Hypervisor<Partition = P>,
     {
-        let size = ByteSize::mib(blueprint.memory_mib().into());
-        let ram = GuestRam::new(size).map_err(|source| Error::Memory { source })?;
+        let memory = Memory::make(blueprint)?;
+        let ram = memory.ram.clone();
         let partition = hypervisor
             .create(ram.clone(), blueprint.vcpus())
             .map_err(|source| Error::Engine { source })?;
         let control = Arc::new(Control::new()?);
         let interrupts = partition.interrupts();
-        let devices = devices::make(blueprint, &ram, &interrupts, &control, stdio.output)?;
+        let devices = devices::make(blueprint, memory, &interrupts, &control, stdio.output)?;
         let boot_state = boot::load(&ram, blueprint, &devices.slots)?;
         let event_loop = EventLoop::new(&control, &devices, stdio.input)?;
         let vcpus = blueprint.vcpus();

@@ -14,6 +14,7 @@ use serde::Serialize;
 use translations::{FOLDER_BYTES_MAX, Folder, Place, Settings};
 
 use crate::complaint::Complaint;
+use crate::jail_probe::Jail;
 use crate::quantity::human_bytes;
 
 const AFTER_HELP: &str = "\
@@ -43,6 +44,8 @@ struct Report {
     kernel: FileReport,
     initramfs: FileReport,
     vmm: FileReport,
+    /// What shuts the monitor in.
+    jail: Jail,
     store: StoreReport,
     translations: TranslationsReport,
     runtime_dir: PathBuf,
@@ -141,16 +144,20 @@ impl Report {
                 human_bytes(least)
             ));
         }
+        let jail = Jail::ask(vmm.path.as_deref());
+        let mut advice = advice(&host, &store);
+        advice.extend(jail.advice());
         Self {
             translations: TranslationsReport::of(Place::choose(None)),
             ok: problems.is_empty(),
             version: env!("CARGO_PKG_VERSION"),
-            advice: advice(&host, &store),
+            advice,
             host,
             engine,
             kernel,
             initramfs,
             vmm,
+            jail,
             store,
             runtime_dir: sandbox::runtime_parent(),
             problems,
@@ -204,6 +211,7 @@ impl Report {
             ("kernel", file(&self.kernel)),
             ("guest init", file(&self.initramfs)),
             ("monitor", file(&self.vmm)),
+            ("jail", self.jail.words()),
             ("image store", store),
             ("translations", self.translations.words()),
             ("runtime dir", self.runtime_dir.display().to_string()),
@@ -509,6 +517,7 @@ mod tests {
             "/kernel/error",
             "/initramfs/path",
             "/vmm/path",
+            "/jail",
             "/store/path",
             "/store/exists",
             "/store/layers",

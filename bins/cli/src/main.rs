@@ -8,6 +8,7 @@
 mod complaint;
 mod doctor;
 mod env_file;
+mod jail_probe;
 mod preparation;
 mod quantity;
 mod run;

@@ -125,6 +125,16 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) no_seccomp: bool,
 
+    /// Give up all files but this machine's, the network, other processes and every
+    /// privilege before the kernel is read, as far as the host lets users do that. Not
+    /// for machines with network interfaces.
+    #[arg(long, requires = "config_file", requires = "no_api")]
+    pub(crate) jail: bool,
+
+    /// Print what --jail has on this host.
+    #[arg(long, hide = true, exclusive = true)]
+    pub(crate) jail_probe: bool,
+
     /// What the jailer tells: when it started, the processor time that this process had
     /// used when it became the monitor, and what its parents had used (microseconds).
     #[arg(long, value_name = "MICROSECONDS", hide = true)]

@@ -51,6 +51,8 @@ pub(crate) enum Failure {
         path: PathBuf,
         source: std::io::Error,
     },
+    #[error("a machine with {what} cannot be jailed")]
+    Unjailable { what: &'static str },
     #[error("{why}")]
     Metrics { why: String },
     #[error("failed to take metadata from {path:?}: {why}")]
@@ -77,7 +79,8 @@ impl Failure {
             | Failure::LongConfig { .. }
             | Failure::Config { .. }
             | Failure::Metadata { .. }
-            | Failure::Engine { .. } => exit::BAD_CONFIGURATION,
+            | Failure::Engine { .. }
+            | Failure::Unjailable { .. } => exit::BAD_CONFIGURATION,
             Failure::OpenLog { .. }
             | Failure::OpenOutput { .. }
             | Failure::Metrics { .. }
@@ -100,6 +103,7 @@ impl Failure {
         match self {
             Failure::ReadConfig { .. } => Some("give a readable file, or - for standard input"),
             Failure::Metadata { .. } => Some("give a file of JSON, or a larger --mmds-size-limit"),
+            Failure::Unjailable { .. } => Some("leave out --jail, or use kombi-jailer"),
             Failure::Build { source } | Failure::Run { source } => source.hint(),
             Failure::OpenLog { .. } | Failure::OpenOutput { .. } | Failure::Metrics { .. } => {
                 Some("give a path that can be written")

@@ -13,6 +13,7 @@ mod engine;
 mod failure;
 mod filter;
 mod frontend;
+mod jail;
 mod log;
 mod metrics;
 mod monitor;
@@ -40,6 +41,18 @@ fn main() -> ExitCode {
             };
         }
     };
+    if args.jail_probe {
+        return match jail::probe() {
+            Ok(line) => {
+                println!("{line}");
+                ExitCode::SUCCESS
+            }
+            Err(failure) => {
+                eprintln!("kombi-vmm: error: {}", failure.line());
+                failure.exit_code().into()
+            }
+        };
+    }
     let mut status = Status::default();
     match monitor::run(&args, &mut status) {
         Ok(code) => code.into(),

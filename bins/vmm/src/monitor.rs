@@ -26,6 +26,7 @@ use crate::engine::{self, Chosen, Watching};
 use crate::failure::{Failure, exit};
 use crate::filter::Filter;
 use crate::frontend::{Frontend, ToMain, metadata};
+use crate::jail::{self, Visible};
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::status::Status;
@@ -77,14 +78,25 @@ pub(crate) fn run(args: &Args, status: &mut Status) -> Result<u8, Failure> {
         [("logger".to_owned(), counts)].into()
     });
 
+    let read = || {
+        let path = args.config_file.as_deref();
+        path.map(|path| read_draft(args, path)).transpose()
+    };
+    // A process of one thread can be jailed, and nothing of the machine was opened yet.
+    let jailed = args.jail.then(read).transpose()?.flatten();
+    if let Some(draft) = &jailed {
+        let path = args.config_file.clone().unwrap_or_default();
+        let refused = |source| Failure::Config { path, source };
+        let blueprint = draft.clone().check().map_err(refused)?;
+        jail::enter(&Visible::of(args, draft, &blueprint)?)?.log();
+    }
     let (to_main, from_others) = channel();
     let stopping = Stopping::default();
     stop_on_signals(&stopping, to_main.clone()).map_err(host("take signals"))?;
-    let draft = args
-        .config_file
-        .as_deref()
-        .map(|path| read_draft(args, path));
-    let draft = draft.transpose()?;
+    let draft = match jailed {
+        Some(draft) => Some(draft),
+        None => read()?,
+    };
     let metadata = metadata::make(args)?;
     let frontend = Arc::new(Frontend::new(
         &args.id,

@@ -108,7 +108,13 @@ impl VmmProcess {
             }
         }
         let mut child = command
-            .args(["--no-api", "--config-file", "-", "--die-with-parent"])
+            .args([
+                "--no-api",
+                "--config-file",
+                "-",
+                "--jail",
+                "--die-with-parent",
+            ])
             .args(["--status-fd", "1"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

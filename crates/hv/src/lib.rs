@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 pub use ram::{Gpa, GuestRam};
 pub use x86::VcpuState;
+pub use x86::state::SharedState;
 
 /// Why an engine could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -105,6 +106,9 @@ pub trait Partition {
     /// The interrupt lines, for devices on any thread.
     fn interrupts(&self) -> Arc<dyn Interrupts>;
 
+    /// What its vCPUs share, for whoever pauses, saves and restores the machine.
+    fn shared(&self) -> Arc<dyn Shared>;
+
     /// Has 32-bit stores of `value` to the guest-physical address `at` add one to the
     /// eventfd `bell`, in place of a call of [`Io::mmio_write`], for as long as the
     /// partition or one of its vCPUs lives. `false` when the engine offers no such thing:
@@ -116,6 +120,36 @@ pub trait Partition {
         let _ = (at, value, bell);
         Ok(false)
     }
+}
+
+/// What the vCPUs of a machine share. All of it is for while no vCPU runs; states are
+/// taken before the vCPUs' and replaced before theirs.
+pub trait Shared: Send + Sync {
+    /// Takes the state.
+    ///
+    /// # Errors
+    /// [`Error::Host`] when the host's kernel refuses.
+    fn state(&self) -> Result<SharedState, Error>;
+
+    /// Replaces the state: the clock goes on from there.
+    ///
+    /// # Errors
+    /// [`Error::State`] for one that the engine cannot run.
+    fn set_state(&self, state: &SharedState) -> Result<(), Error>;
+
+    /// Begins or ends to notice which pages guest code writes.
+    ///
+    /// # Errors
+    /// [`Error::Host`].
+    fn log_writes(&self, yes: bool) -> Result<(), Error>;
+
+    /// Sees to it that what guest code wrote since the last call is in memory's
+    /// [`ram::PageEpochs`], of all while writes are logged. It counts as written now:
+    /// take a cursor afterwards.
+    ///
+    /// # Errors
+    /// [`Error::Host`], also when nothing is logged.
+    fn collect_writes(&self) -> Result<(), Error>;
 }
 
 /// Global system interrupts of the machine: 24 IOAPIC pins.

@@ -15,8 +15,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use kvm_bindings::{
     KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_IO_OUT, KVM_EXIT_MMIO,
     KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY,
-    kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_irqchip, kvm_run,
-    kvm_userspace_memory_region, kvm_xsave,
+    kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_irqchip,
+    kvm_irqchip, kvm_run, kvm_userspace_memory_region, kvm_xsave,
 };
 use kvm_ioctls::{IoEventAddress, VcpuExit, VcpuFd, VmFd};
 use ram::{AccessListener, Gpa, GuestRam};
@@ -157,6 +157,39 @@ impl Vm {
             // The guest finds no memory where it was promised some: it sees all ones.
             tracing::error!("KVM does not follow a change of guest memory: {error}");
         }
+    }
+}
+
+/// The IOAPIC as KVM has it.
+#[derive(Debug)]
+pub(crate) struct IoApicRegisters {
+    pub(crate) id: u32,
+    pub(crate) select: u32,
+    pub(crate) redirection: [u64; 24],
+    /// Lines that are high, and edges that were not delivered.
+    pub(crate) waiting: u32,
+}
+
+/// The IOAPIC of what KVM gave when it was asked for one.
+pub(crate) fn ioapic(chip: &kvm_irqchip) -> IoApicRegisters {
+    // SAFETY: every part of the union is numbers, of which any value is one.
+    let from = unsafe { chip.chip.ioapic };
+    IoApicRegisters {
+        id: from.id,
+        select: from.ioregsel,
+        // SAFETY: as above.
+        redirection: from.redirtbl.map(|entry| unsafe { entry.bits }),
+        waiting: from.irr,
+    }
+}
+
+/// Replaces it.
+pub(crate) fn set_ioapic(chip: &mut kvm_irqchip, with: &IoApicRegisters) {
+    // SAFETY: as above.
+    let to = unsafe { &mut chip.chip.ioapic };
+    (to.id, to.ioregsel, to.irr) = (with.id, with.select, with.waiting);
+    for (entry, bits) in to.redirtbl.iter_mut().zip(with.redirection) {
+        entry.bits = bits;
     }
 }
 

@@ -27,6 +27,7 @@ mod kick;
 mod partition;
 mod probe;
 mod registers;
+mod shared;
 mod slots;
 mod state;
 mod vcpu;

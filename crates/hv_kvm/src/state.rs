@@ -18,7 +18,7 @@ use x86::control::vector;
 use x86::features::{Feature, Features};
 use x86::msr;
 use x86::registers::rflags;
-use x86::state::{PendingEvents, PendingException};
+use x86::state::{PendingEvents, PendingException, same_tsc_rate};
 
 use crate::vcpu::KvmVcpu;
 use crate::{NAME, failed, ioctl, registers};
@@ -45,6 +45,9 @@ const NO_STATE: [u32; 11] = [
 const OLD_WALL_CLOCK: u32 = 0x11;
 const OLD_SYSTEM_TIME: u32 = 0x12;
 
+/// Registers of KVM's features that no guest is shown: all but its clock.
+const NOT_SHOWN: std::ops::RangeInclusive<u32> = msr::KVM_SYSTEM_TIME + 1..=0x4b56_4dff;
+
 /// Registers of the other engine's that a KVM may lack, and that no guest misses.
 const NOT_MISSED: [u32; 5] = [
     msr::MICROCODE_REVISION,
@@ -66,7 +69,7 @@ impl Shape {
         let list = kvm
             .get_msr_index_list()
             .map_err(failed("ask KVM for its registers"))?;
-        let state = |index: &u32| !NO_STATE.contains(index);
+        let state = |index: &u32| !NO_STATE.contains(index) && !NOT_SHOWN.contains(index);
         let mut msrs: Vec<u32> = list.as_slice().iter().copied().filter(state).collect();
         msrs.push(msr::MTRR_DEF_TYPE);
         msrs.sort_unstable();
@@ -103,6 +106,7 @@ impl KvmVcpu {
         registers::load_debug(&mut state, &fd.get_debug_regs().map_err(failed(get))?);
         let mut page = fd.get_lapic().map_err(failed(get))?;
         state.msrs = self.read_msrs(&self.shape.msrs)?;
+        state.tsc_khz = self.fd.get_tsc_khz().unwrap_or(0);
         let deadline = self.read_msrs(&[msr::TSC_DEADLINE])?;
         let events = fd.get_vcpu_events().map_err(failed(get))?;
 
@@ -143,6 +147,15 @@ impl KvmVcpu {
             }
         };
         let fd = &self.fd;
+        if !same_tsc_rate(state.tsc_khz, fd.get_tsc_khz().unwrap_or(0)) {
+            // Where the processor can scale it.
+            fd.set_tsc_khz(state.tsc_khz).map_err(|_| {
+                refuse(format!(
+                    "its TSC ran at {} kHz, to which KVM cannot scale this processor's",
+                    state.tsc_khz
+                ))
+            })?;
+        }
         let mp_state = if state.events.waits_for_startup {
             KVM_MP_STATE_UNINITIALIZED
         } else if state.events.halted {

@@ -129,21 +129,22 @@ fn the_log_of_writes_ends_in_memorys_epochs() {
         }
         stop(asm);
     });
-    assert!(machine.partition.collect_writes().is_err());
-    machine.partition.log_writes(true).unwrap();
-    machine.partition.collect_writes().unwrap();
+    let shared = machine.partition.shared();
+    assert!(shared.collect_writes().is_err());
+    shared.log_writes(true).unwrap();
+    shared.collect_writes().unwrap();
     let before = machine.ram.epochs().cursor();
     machine.run_to_stop();
-    machine.partition.collect_writes().unwrap();
+    shared.collect_writes().unwrap();
     let written: Vec<_> = machine.ram.epochs().written_since(before).collect();
     let data: Vec<_> = written.into_iter().filter(|at| at.0 >= DATA).collect();
     assert_eq!(data, [Gpa(DATA), Gpa(DATA + 3 * 4096)]);
     // Collected once, and no more of it.
     let after = machine.ram.epochs().cursor();
-    machine.partition.collect_writes().unwrap();
+    shared.collect_writes().unwrap();
     assert_eq!(machine.ram.epochs().written_since(after).next(), None);
-    machine.partition.log_writes(false).unwrap();
-    assert!(machine.partition.collect_writes().is_err());
+    shared.log_writes(false).unwrap();
+    assert!(shared.collect_writes().is_err());
     assert_ne!(before, Cursor::START);
 }
 

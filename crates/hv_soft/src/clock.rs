@@ -70,6 +70,17 @@ impl Clock {
         self.origin.start.fetch_add(moved, Relaxed);
     }
 
+    /// KVM's clock.
+    pub(crate) fn since_start(&self) -> u64 {
+        self.nanoseconds(self.now().wrapping_sub(self.start()))
+    }
+
+    /// Has KVM's clock go on from there. Not while any vCPU runs.
+    pub(crate) fn set_since_start(&self, nanoseconds: u64) {
+        let start = self.now().wrapping_sub(self.ticks(nanoseconds));
+        self.origin.start.store(start, Relaxed);
+    }
+
     /// TSC ticks in so many nanoseconds.
     pub(crate) fn ticks(&self, nanoseconds: u64) -> u64 {
         (u128::from(nanoseconds) * u128::from(self.khz) / 1_000_000) as u64

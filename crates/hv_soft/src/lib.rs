@@ -55,6 +55,7 @@ mod recall;
 mod report;
 mod rest;
 mod samples;
+mod shared;
 mod startup;
 mod state;
 mod stats;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hv::{Error, GuestRam, Hypervisor, Interrupts, Partition};
+use hv::{Error, GuestRam, Hypervisor, Interrupts, Partition, Shared};
 use ram::AccessListener;
 use translations::Translations;
 use translator::block::{Block, Request, Thunks};
@@ -25,6 +25,7 @@ use crate::mmu::tlb::{self, Fills, PageSet};
 use crate::msr::PLAIN;
 use crate::peers::Peers;
 use crate::recall::Saver;
+use crate::shared::SoftShared;
 use crate::stats::EngineStats;
 use crate::stepping::Stepping;
 use crate::trace::EngineTrace;
@@ -193,7 +194,7 @@ impl Hypervisor for SoftHypervisor {
             cpu.saver.clone_from(&saver);
             cpus.push(Some(SoftVcpu::new(Box::new(cpu), bell)));
         }
-        Ok(SoftPartition { cpus, chips })
+        Ok(SoftPartition { cpus, chips, clock })
     }
 }
 
@@ -309,6 +310,7 @@ impl Registers {
 pub struct SoftPartition {
     cpus: Vec<Option<SoftVcpu>>,
     chips: Arc<Chips>,
+    clock: Clock,
 }
 
 impl Partition for SoftPartition {
@@ -322,5 +324,9 @@ impl Partition for SoftPartition {
 
     fn interrupts(&self) -> Arc<dyn Interrupts> {
         Arc::clone(&self.chips) as Arc<dyn Interrupts>
+    }
+
+    fn shared(&self) -> Arc<dyn Shared> {
+        Arc::new(SoftShared::new(&self.chips, &self.clock))
     }
 }

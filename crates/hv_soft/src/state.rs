@@ -4,7 +4,7 @@ use hv::Error;
 use x86::control::{cr0, cr4, efer, vector};
 use x86::features::Feature;
 use x86::registers::rflags;
-use x86::state::{PendingEvents, PendingException, VcpuState};
+use x86::state::{PendingEvents, PendingException, VcpuState, same_tsc_rate};
 use x86::xsave as area;
 use x86::{descriptor, msr, paging};
 
@@ -71,6 +71,7 @@ impl Cpu {
             debug: regs.debug,
             xsave: self.xsave_area(),
             msrs,
+            tsc_khz: u32::try_from(self.clock.khz()).unwrap_or(0),
             apic: apic.save(self.clock.now()),
             events: PendingEvents {
                 interrupt_shadow: self.shadowed(),
@@ -212,6 +213,13 @@ impl Cpu {
             return Err(refuse(format!(
                 "CR4 {:#x} has features that it lacks",
                 state.cr4
+            )));
+        }
+        let khz = u32::try_from(self.clock.khz()).unwrap_or(0);
+        if !same_tsc_rate(state.tsc_khz, khz) {
+            return Err(refuse(format!(
+                "its TSC ran at {} kHz, this host's runs at {khz}",
+                state.tsc_khz
             )));
         }
         // Faults are raised again by the instruction that RIP is at.

@@ -111,10 +111,49 @@ pub struct VcpuState {
     /// Model-specific registers, (index, value), ascending; EFER, the APIC base
     /// and the TSC deadline are not repeated here.
     pub msrs: Vec<(u32, u64)>,
+    /// Rate of the TSC, in kHz; 0 where it is not known.
+    #[serde(default)]
+    pub tsc_khz: u32,
     /// The local APIC.
     pub apic: LocalApic,
     /// Events in flight.
     pub events: PendingEvents,
+}
+
+/// The IOAPIC (Intel 82093AA, §3).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IoApic {
+    /// The identification register.
+    pub id: u32,
+    /// The register select register.
+    pub select: u8,
+    /// The redirection table, an entry for each pin.
+    pub redirection: [u64; 24],
+    /// Level-triggered pins whose lines are high, a bit for each.
+    pub lines: u32,
+    /// Edges that came and were not delivered yet, a bit for each pin.
+    pub edges: u32,
+}
+
+/// What the vCPUs of a machine share, besides memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedState {
+    /// The IOAPIC. There are no 8259s and no 8254.
+    pub ioapic: IoApic,
+    /// KVM's clock, in nanoseconds since the machine was made.
+    pub clock: u64,
+    /// The time of day, in nanoseconds since 1970, when the clock was read: who wants it
+    /// to have gone on adds the time since. Taking the state does not look at it.
+    pub time_of_day: u64,
+}
+
+/// Whether two rates of a TSC, in kHz, are the same but for how exactly they were
+/// measured: 250 parts in a million, Linux's own tolerance. A rate that is not known is any.
+#[must_use]
+pub fn same_tsc_rate(one: u32, other: u32) -> bool {
+    one == 0
+        || other == 0
+        || u64::from(one.abs_diff(other)) * 1_000_000 <= u64::from(one.max(other)) * 250
 }
 
 impl VcpuState {
@@ -180,6 +219,7 @@ impl VcpuState {
             debug: [0, 0, 0, 0, 0xffff_0ff0, 0x400],
             xsave: crate::xsave::after_reset(),
             msrs: Vec::new(),
+            tsc_khz: 0,
             apic: LocalApic {
                 base: 0xfee0_0900,
                 registers: Vec::new(),

@@ -120,23 +120,27 @@ impl<P: Partition> Machine<P> {
         Self::with(engine, ram)
     }
 
-    /// Around the memory of another machine, as that left it.
     pub(crate) fn with<H: Hypervisor<Partition = P>>(engine: &H, ram: GuestRam) -> Self {
+        let mut machine = Self::around(engine, ram);
+        machine.lay_out();
+        machine.vcpu.set_state(&state()).unwrap();
+        machine
+    }
+
+    /// Around the memory of another machine, as that left it.
+    pub(crate) fn around<H: Hypervisor<Partition = P>>(engine: &H, ram: GuestRam) -> Self {
         let mut partition = engine.create(ram.clone(), 1).unwrap();
         let vcpu = partition.vcpu(0).unwrap();
         let board = Arc::new(Board::default());
         let _ = board.kicks.set(vcpu.kicker());
         let interrupts = partition.interrupts();
-        let mut machine = Self {
+        Self {
             ram,
             vcpu,
             board,
             interrupts,
             partition,
-        };
-        machine.lay_out();
-        machine.vcpu.set_state(&state()).unwrap();
-        machine
+        }
     }
 
     fn lay_out(&mut self) {

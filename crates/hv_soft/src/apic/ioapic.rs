@@ -6,6 +6,8 @@
 //! edge pin:   rise ─▶ pending ─▶ not masked? message, pending clear
 //! ```
 
+use x86::state::IoApic as Saved;
+
 use super::message::{Destination, Message};
 
 /// Where it is mapped.
@@ -92,6 +94,37 @@ impl IoApic {
                 to if *entry & LOGICAL != 0 => Destination::Logical(to),
                 to => Destination::Physical(to),
             },
+        })
+    }
+
+    /// The state in the neutral form.
+    pub(crate) fn save(&self) -> Saved {
+        let levels = self.level_pins();
+        Saved {
+            id: self.id,
+            select: self.select,
+            redirection: self.redirection,
+            lines: self.lines & levels,
+            edges: self.pending & !levels,
+        }
+    }
+
+    /// Takes a saved state; gives what it makes the chip send.
+    pub(crate) fn load(&mut self, saved: &Saved) -> Vec<Message> {
+        const PINS_ALL: u32 = (1 << PINS) - 1;
+        self.id = saved.id & 0x0f00_0000;
+        self.select = saved.select;
+        self.redirection = saved.redirection;
+        // An edge's line is high until its device says otherwise.
+        self.lines = (saved.lines | saved.edges) & PINS_ALL;
+        self.pending = saved.edges & PINS_ALL;
+        (0..PINS).filter_map(|pin| self.service(pin)).collect()
+    }
+
+    fn level_pins(&self) -> u32 {
+        let pins = self.redirection.iter().enumerate();
+        pins.fold(0, |pins, (pin, entry)| {
+            pins | u32::from(entry & LEVEL != 0) << pin
         })
     }
 
@@ -202,6 +235,22 @@ mod tests {
         chip.set_line(5, false);
         assert_eq!(chip.end_of_interrupt(0x35), []);
         assert!(chip.set_line(5, true).is_some());
+    }
+
+    #[test]
+    fn a_saved_chip_goes_on_where_it_was() {
+        let mut chip = IoApic::new();
+        program(&mut chip, 4, 0x1_0031);
+        chip.set_line(4, true);
+        program(&mut chip, 5, 0x8035);
+        assert!(chip.set_line(5, true).is_some());
+        let saved = chip.save();
+        assert_eq!((saved.lines, saved.edges), (1 << 5, 1 << 4));
+        let mut other = IoApic::new();
+        assert_eq!(other.load(&saved), []);
+        assert_eq!(other.save(), saved);
+        assert!(program(&mut other, 4, 0x31).is_some());
+        assert_eq!(other.end_of_interrupt(0x35).len(), 1);
     }
 
     #[test]

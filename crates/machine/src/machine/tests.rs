@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
-use hv::{Interrupts, Kick};
+use hv::{Interrupts, Kick, Shared, SharedState};
 use ram::Gpa;
 use tempfile::TempDir;
 use vm_memory::Bytes;
@@ -86,6 +86,27 @@ impl Interrupts for Lines {
     }
 }
 
+/// A machine without anything that its vCPUs share.
+struct NothingShared;
+
+impl Shared for NothingShared {
+    fn state(&self) -> Result<SharedState, hv::Error> {
+        Ok(SharedState::default())
+    }
+
+    fn set_state(&self, _: &SharedState) -> Result<(), hv::Error> {
+        Ok(())
+    }
+
+    fn log_writes(&self, _: bool) -> Result<(), hv::Error> {
+        Ok(())
+    }
+
+    fn collect_writes(&self) -> Result<(), hv::Error> {
+        Ok(())
+    }
+}
+
 struct Scripted(Mutex<Option<Script>>, Sender<()>);
 
 struct ScriptedPartition {
@@ -146,6 +167,10 @@ impl Partition for ScriptedPartition {
 
     fn interrupts(&self) -> Arc<dyn Interrupts> {
         self.lines.clone()
+    }
+
+    fn shared(&self) -> Arc<dyn Shared> {
+        Arc::new(NothingShared)
     }
 }
 

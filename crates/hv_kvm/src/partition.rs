@@ -7,7 +7,7 @@ use hv::{Error, Gpa, Interrupts, Partition, Shared};
 
 use crate::hypervisor::PINS;
 use crate::ioctl::Vm;
-use crate::shared::KvmShared;
+use crate::machine_state::KvmShared;
 use crate::vcpu::KvmVcpu;
 use crate::{NAME, failed};
 

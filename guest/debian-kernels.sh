@@ -5,7 +5,8 @@
 #
 #   debian-kernels.sh [OUTPUT_DIR]     default: target/guest in the repository
 #
-# leaves debian-cloud.bzImage (package linux-image-cloud-amd64) and debian-generic.bzImage (linux-image-amd64). Both are kept in
+# leaves debian-cloud.bzImage (package linux-image-cloud-amd64) and debian-generic.bzImage (linux-image-amd64), and of each the
+# modules that tests load, in debian-cloud.modules and debian-generic.modules. All are kept in
 # ${KOMBI_CACHE:-${XDG_CACHE_HOME:-~/.cache}/kombi}/debian-kernel with the version they are of; remove that folder to fetch
 # anew. What appears there or in OUTPUT_DIR appears whole. Needs no root but to refresh apt's lists, when those are too old.
 
@@ -15,6 +16,9 @@ export LC_ALL=C
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 output=${1:-$(cd "$here/.." && pwd)/target/guest}
 cache=${KOMBI_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/kombi}/debian-kernel
+
+# What drives persistent memory, in the order of their dependencies.
+modules=({virtio/virtio_ring,virtio/virtio,virtio/virtio_mmio,nvdimm/{libnvdimm,nd_btt,nd_pmem,nd_virtio,virtio_pmem}}.ko)
 
 say() { printf 'debian kernel: %s\n' "$*" >&2; }
 die() { printf 'debian kernel: error: %s\n' "$*" >&2; exit 1; }
@@ -49,7 +53,13 @@ fetch() {
     fi
     dpkg-deb --fsys-tarfile "$work"/*.deb | tar -x -C "$work" --wildcards './boot/vmlinuz-*' ||
         die "no ./boot/vmlinuz-* in $package"
+    dpkg-deb --fsys-tarfile "$work"/*.deb | tar -x -C "$work" --wildcards "${modules[@]/#/./lib/modules/*/kernel/drivers/}" ||
+        die "modules are missing in $package"
     dpkg-deb --show --showformat '${Package} ${Version}\n' "$work"/*.deb >"$cache/$2.version"
+    rm -rf "${cache:?}/${2%.bzImage}.modules"
+    mkdir "$work/modules"
+    mv "$work"/lib/modules/*/kernel/drivers/*/*.ko "$work/modules"
+    mv "$work/modules" "$cache/${2%.bzImage}.modules"
     mv "$work"/boot/vmlinuz-* "$cache/$2"
     say "$2: $(cat "$cache/$2.version")"
     rm -rf "$work"
@@ -63,9 +73,16 @@ flock 9
 rm -rf "$cache"/new.*
 for pair in linux-image-cloud-amd64:debian-cloud.bzImage linux-image-amd64:debian-generic.bzImage; do
     name=${pair#*:}
-    [[ -e $cache/$name ]] || fetch "${pair%%:*}" "$name"
+    of_it=${name%.bzImage}.modules
+    # Caches of before the modules were kept have the kernel alone.
+    [[ -e $cache/$name && -e $cache/$of_it ]] || fetch "${pair%%:*}" "$name"
     cmp -s "$cache/$name" "$output/$name" || {
         cp "$cache/$name" "$output/$name.new"
         mv "$output/$name.new" "$output/$name"
+    }
+    diff -rq "$cache/$of_it" "$output/$of_it" >/dev/null 2>&1 || {
+        rm -rf "${output:?}/$of_it.new" "${output:?}/$of_it"
+        cp -r "$cache/$of_it" "$output/$of_it.new"
+        mv "$output/$of_it.new" "$output/$of_it"
     }
 done

@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(180);
 
 /// What `guest/kernel/build.sh` and `guest/debian-kernels.sh` leave, or
 /// `KOMBI_TEST_KERNELS` has.
-fn kernel(name: &str) -> PathBuf {
+pub(crate) fn kernel(name: &str) -> PathBuf {
     let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guest");
     let dir = std::env::var_os("KOMBI_TEST_KERNELS").map_or(built, PathBuf::from);
     let path = dir.join(name);

@@ -22,6 +22,7 @@ mod interrupt;
 pub mod mem;
 pub mod pmem;
 mod queue;
+pub mod rate_limiter;
 pub mod rng;
 mod saved;
 pub mod transport;

@@ -31,6 +31,7 @@ use crate::layout::{
     ACPI_PORT, KEYBOARD_GSI, SERIAL_GSI, SERIAL_PORT, VIRTIO_MMIO_LEN, VirtioSlot,
 };
 use crate::memory::Memory;
+use crate::memory_devices::limits;
 
 /// A machine's devices.
 pub(crate) struct Devices {
@@ -110,8 +111,10 @@ pub(crate) fn make(
         devices.sources.push(vsock.clone());
         devices.add_virtio(vsock, ram, interrupts)?;
     }
-    if blueprint.entropy().is_some() {
-        let rng = Arc::new(Mutex::new(Rng::new()));
+    if let Some(limiter) = blueprint.entropy() {
+        let rng = Rng::new(limits(limiter)).map_err(|source| Error::Limiter { source })?;
+        let rng = Arc::new(Mutex::new(rng));
+        devices.sources.push(rng.clone());
         devices.add_virtio(rng, ram, interrupts)?;
     }
     devices.add_memory_devices(blueprint, memory, interrupts)?;

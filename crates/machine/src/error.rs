@@ -146,6 +146,12 @@ pub enum Error {
         /// The host's answer.
         source: std::io::Error,
     },
+    /// A rate limiter could not be made.
+    #[error("failed to make a rate limiter")]
+    Limiter {
+        /// What went wrong.
+        source: virtio::Error,
+    },
     /// The balloon could not be made.
     #[error("failed to make the balloon")]
     Balloon {
@@ -225,6 +231,7 @@ impl Error {
             | Error::WriteBootData { .. }
             | Error::RandomSeed { .. }
             | Error::Balloon { .. }
+            | Error::Limiter { .. }
             | Error::Generation { .. }
             | Error::Place { .. }
             | Error::Engine { .. }
@@ -258,6 +265,7 @@ impl Error {
             | Error::WriteBootData { .. }
             | Error::RandomSeed { .. }
             | Error::Balloon { .. }
+            | Error::Limiter { .. }
             | Error::Generation { .. }
             | Error::Place { .. }
             | Error::Engine { .. }

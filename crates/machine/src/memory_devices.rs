@@ -3,11 +3,12 @@
 
 use std::sync::{Arc, Mutex};
 
-use blueprint::Blueprint;
+use blueprint::{Blueprint, RateLimiter, TokenBucket};
 use hv::Interrupts;
 use virtio::balloon::{Balloon, Settings};
 use virtio::mem::Mem;
 use virtio::pmem::Pmem;
+use virtio::rate_limiter::{Limit, Limits};
 
 use crate::Error;
 use crate::devices::Devices;
@@ -26,8 +27,11 @@ impl Devices {
             files,
             pluggable,
         } = memory;
-        for MappedFile { id, file, region } in files {
-            let pmem = Arc::new(Mutex::new(Pmem::new(file, region)));
+        for (MappedFile { id, file, region }, asked) in files.into_iter().zip(blueprint.pmem()) {
+            let pmem = Pmem::new(file, region, limits(&asked.limiter))
+                .map_err(|source| Error::Limiter { source })?;
+            let pmem = Arc::new(Mutex::new(pmem));
+            self.sources.push(pmem.clone());
             self.handles.pmem.push((id, pmem.clone()));
             self.add_virtio(pmem, &ram, interrupts)?;
         }
@@ -54,5 +58,18 @@ impl Devices {
             self.add_virtio(mem, &ram, interrupts)?;
         }
         Ok(())
+    }
+}
+
+/// A device's limits as it takes them.
+pub(crate) fn limits(asked: &RateLimiter) -> Limits {
+    let limit = |bucket: TokenBucket| Limit {
+        size: bucket.size,
+        one_time_burst: bucket.one_time_burst.unwrap_or(0),
+        refill_ms: bucket.refill_time,
+    };
+    Limits {
+        bandwidth: asked.bandwidth.map(limit),
+        ops: asked.ops.map(limit),
     }
 }

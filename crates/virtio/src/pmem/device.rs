@@ -1,13 +1,16 @@
 //! The device: one queue of flushes.
 
 use std::fs::File;
+use std::os::fd::BorrowedFd;
 
 use ram::{GuestMemory, Kind, Region};
 
 use super::SavedPmem;
 use super::spec::{Answer, FLUSH, config};
+use crate::rate_limiter::{Limits, RateLimiter};
 use crate::{
-    Activation, Buffers, DeviceType, Error, Interrupt, QueueError, VirtQueue, VirtioDevice,
+    Activation, Buffers, DeviceType, Error, EventSource, Interrupt, QueueError, VirtQueue,
+    VirtioDevice,
 };
 
 const QUEUE_SIZE: u16 = 256;
@@ -18,6 +21,7 @@ pub struct Pmem {
     file: File,
     pub(super) region: Region,
     flushes: u64,
+    limiter: RateLimiter,
     pub(super) state: State,
 }
 
@@ -27,18 +31,29 @@ pub(super) enum State {
     Live {
         memory: GuestMemory,
         queue: VirtQueue,
+        interrupt: Interrupt,
     },
 }
 
 impl Pmem {
-    /// The memory in `region`, which is `file`.
-    pub fn new(file: File, region: Region) -> Self {
-        Self {
+    /// The memory in `region`, which is `file`. A flush is one operation of as many bytes
+    /// as the region has.
+    ///
+    /// # Errors
+    /// [`Error::Host`] when there is no timer.
+    pub fn new(file: File, region: Region, limits: Limits) -> Result<Self, Error> {
+        Ok(Self {
             file,
             region,
             flushes: 0,
+            limiter: RateLimiter::new(limits)?,
             state: State::Idle,
-        }
+        })
+    }
+
+    /// Limits flushes anew; a bucket that is not named stays.
+    pub fn update_limits(&mut self, limits: Limits) {
+        self.limiter.update(limits);
     }
 
     /// How often the file was made durable.
@@ -51,7 +66,7 @@ impl Pmem {
         SavedPmem::of(self)
     }
 
-    /// The device as it was saved; `file` and `region` are as for [`Pmem::new`].
+    /// The device as it was saved; `file`, `region` and `limits` are as for [`Pmem::new`].
     ///
     /// # Errors
     /// [`Error::Saved`] where the region is not at the saved place, or not as long.
@@ -59,10 +74,12 @@ impl Pmem {
         saved: &SavedPmem,
         file: File,
         region: Region,
+        limits: Limits,
         memory: &GuestMemory,
         interrupt: &Interrupt,
     ) -> Result<Self, Error> {
-        let mut device = Self::new(file, region);
+        // Its buckets start full.
+        let mut device = Self::new(file, region, limits)?;
         device.state = saved.state(&region, memory, interrupt)?;
         Ok(device)
     }
@@ -89,6 +106,10 @@ impl Pmem {
             while waiting.len() < usize::from(QUEUE_SIZE)
                 && let Some(mut chain) = queue.pop(memory)?
             {
+                if waiting.is_empty() && !self.limiter.allow(self.region.len) {
+                    queue.undo_pop();
+                    return queue.signal(memory);
+                }
                 let flush = chain.readable.read_array().map(u32::from_le_bytes) == Some(FLUSH);
                 waiting.push((chain.head, flush, chain.writable));
             }
@@ -142,6 +163,7 @@ impl VirtioDevice for Pmem {
             Some(queue) => State::Live {
                 memory: activation.memory,
                 queue,
+                interrupt: activation.interrupt,
             },
             None => State::Idle,
         };
@@ -151,9 +173,17 @@ impl VirtioDevice for Pmem {
     fn notify(&mut self, _queue: u16) -> Result<(), QueueError> {
         match std::mem::replace(&mut self.state, State::Idle) {
             State::Idle => Ok(()),
-            State::Live { memory, mut queue } => {
+            State::Live {
+                memory,
+                mut queue,
+                interrupt,
+            } => {
                 let served = self.serve(&memory, &mut queue);
-                self.state = State::Live { memory, queue };
+                self.state = State::Live {
+                    memory,
+                    queue,
+                    interrupt,
+                };
                 served
             }
         }
@@ -161,5 +191,21 @@ impl VirtioDevice for Pmem {
 
     fn reset(&mut self) {
         self.state = State::Idle;
+    }
+}
+
+impl EventSource for Pmem {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.limiter.fd()
+    }
+
+    fn on_event(&mut self) {
+        self.limiter.acknowledge();
+        if let Err(error) = self.notify(0) {
+            tracing::warn!(%error, "persistent memory needs a reset");
+            if let State::Live { interrupt, .. } = &self.state {
+                interrupt.needs_reset();
+            }
+        }
     }
 }

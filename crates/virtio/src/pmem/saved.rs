@@ -46,6 +46,7 @@ impl SavedPmem {
             Ok(queue) => Ok(State::Live {
                 memory: memory.clone(),
                 queue,
+                interrupt: interrupt.clone(),
             }),
             Err(_) => Err(bad),
         }

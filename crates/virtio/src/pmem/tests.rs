@@ -9,7 +9,8 @@ use ram::{Further, GuestRam, Region};
 
 use super::*;
 use crate::fake_driver::{BUFFERS, Buffer, FakeDriver, RAM};
-use crate::{Interrupt, VirtioDevice};
+use crate::rate_limiter::{Limit, Limits};
+use crate::{EventSource, Interrupt, VirtioDevice};
 
 struct Bench {
     driver: FakeDriver,
@@ -27,7 +28,7 @@ fn bench(read_only: bool) -> Bench {
     };
     let ram = GuestRam::with(RAM, vec![further]).unwrap();
     let region = ram.regions().last().unwrap();
-    let pmem = Pmem::new(file.try_clone().unwrap(), region);
+    let pmem = Pmem::new(file.try_clone().unwrap(), region, Limits::default()).unwrap();
     let pmem = Arc::new(Mutex::new(pmem));
     Bench {
         driver: FakeDriver::start_in(ram, pmem.clone()),
@@ -169,9 +170,9 @@ fn a_restored_device_goes_on_where_it_was() {
     let mut bench = bench(false);
     assert_eq!(bench.ask(0), 0);
     let saved = bench.pmem.lock().unwrap().save();
-    let interrupt = Interrupt::new(IrqLine::new(|_| {}));
+    let (interrupt, none) = (Interrupt::new(IrqLine::new(|_| {})), Limits::default());
     let (file, memory) = (bench.file.try_clone().unwrap(), bench.driver.ram.memory());
-    let restored = Pmem::restore(&saved, file, bench.region, memory, &interrupt).unwrap();
+    let restored = Pmem::restore(&saved, file, bench.region, none, memory, &interrupt).unwrap();
     *bench.pmem.lock().unwrap() = restored;
     assert_eq!((bench.ask(0), bench.flushes()), (0, 1));
     assert_eq!(bench.pmem.lock().unwrap().device_type() as u32, 27);
@@ -179,5 +180,31 @@ fn a_restored_device_goes_on_where_it_was() {
     let mut elsewhere = saved;
     elsewhere.start += 2 << 20;
     let (file, memory) = (bench.file.try_clone().unwrap(), bench.driver.ram.memory());
-    assert!(Pmem::restore(&elsewhere, file, bench.region, memory, &interrupt).is_err());
+    assert!(Pmem::restore(&elsewhere, file, bench.region, none, memory, &interrupt).is_err());
+}
+
+#[test]
+fn a_limited_flush_waits_until_the_limit_goes() {
+    let mut bench = bench(false);
+    let ops = |size| Limits {
+        bandwidth: None,
+        ops: Some(Limit {
+            size,
+            one_time_burst: 0,
+            refill_ms: 60_000,
+        }),
+    };
+    bench.pmem.lock().unwrap().update_limits(ops(1));
+    assert_eq!(bench.ask(0), 0);
+    bench.driver.put(BUFFERS, &[0; 4]);
+    let buffers = [Buffer::Out(BUFFERS, 4), Buffer::In(ANSWER, 4)];
+    let held = bench.driver.add(0, &buffers);
+    bench.driver.kick(0);
+    assert_eq!((bench.driver.used(0), bench.flushes()), (None, 1));
+    bench.pmem.lock().unwrap().update_limits(ops(0));
+    bench.pmem.lock().unwrap().on_event();
+    assert_eq!(
+        (bench.driver.used(0), bench.flushes()),
+        (Some((held, 4)), 2)
+    );
 }

@@ -1,35 +1,70 @@
 //! The source itself.
 
+use std::os::fd::BorrowedFd;
+
 use ram::GuestMemory;
 use rustix::io::retry_on_intr;
 use rustix::rand::{GetRandomFlags, getrandom};
 
-use crate::{Activation, Chain, DeviceType, Error, QueueError, VirtQueue, VirtioDevice};
+use crate::rate_limiter::{Limits, RateLimiter};
+use crate::{
+    Activation, Chain, DeviceType, Error, EventSource, Interrupt, QueueError, VirtQueue,
+    VirtioDevice,
+};
 
 const QUEUE_SIZE: u16 = 256;
 /// As Firecracker: a guest cannot make one request cost more than this.
 const REQUEST_BYTES_MAX: usize = 64 << 10;
 
 /// A source of random bytes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Rng {
+    limiter: RateLimiter,
     state: State,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 enum State {
-    #[default]
     Idle,
     Live {
         memory: GuestMemory,
         queue: VirtQueue,
+        interrupt: Interrupt,
     },
 }
 
 impl Rng {
-    /// A source; all of them are alike.
-    pub fn new() -> Self {
-        Self::default()
+    /// A source that gives as much as `limits` allows.
+    ///
+    /// # Errors
+    /// [`Error::Host`] when there is no timer.
+    pub fn new(limits: Limits) -> Result<Self, Error> {
+        Ok(Self {
+            limiter: RateLimiter::new(limits)?,
+            state: State::Idle,
+        })
+    }
+
+    /// Answers requests, until the limiter holds one back.
+    fn serve(&mut self) -> Result<(), QueueError> {
+        let State::Live { memory, queue, .. } = &mut self.state else {
+            return Ok(());
+        };
+        loop {
+            while let Some(chain) = queue.pop(memory)? {
+                let wanted = chain.writable.len().min(REQUEST_BYTES_MAX);
+                if !self.limiter.allow(wanted as u64) {
+                    queue.undo_pop();
+                    return queue.signal(memory);
+                }
+                let head = chain.head;
+                let filled = fill(chain);
+                queue.complete(memory, head, filled)?;
+            }
+            if !queue.want_kick(memory)? {
+                return queue.signal(memory);
+            }
+        }
     }
 }
 
@@ -55,6 +90,7 @@ impl VirtioDevice for Rng {
             Some(queue) => State::Live {
                 memory: activation.memory,
                 queue,
+                interrupt: activation.interrupt,
             },
             None => State::Idle,
         };
@@ -62,14 +98,27 @@ impl VirtioDevice for Rng {
     }
 
     fn notify(&mut self, _queue: u16) -> Result<(), QueueError> {
-        match &mut self.state {
-            State::Idle => Ok(()),
-            State::Live { memory, queue } => queue.serve(memory, fill),
-        }
+        self.serve()
     }
 
     fn reset(&mut self) {
         self.state = State::Idle;
+    }
+}
+
+impl EventSource for Rng {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.limiter.fd()
+    }
+
+    fn on_event(&mut self) {
+        self.limiter.acknowledge();
+        if let Err(error) = self.serve() {
+            tracing::warn!(%error, "entropy device needs a reset");
+            if let State::Live { interrupt, .. } = &self.state {
+                interrupt.needs_reset();
+            }
+        }
     }
 }
 

@@ -3,10 +3,13 @@
 use std::sync::{Arc, Mutex};
 
 use super::Rng;
+use crate::EventSource;
 use crate::fake_driver::{BUFFERS, Buffer, FakeDriver};
+use crate::rate_limiter::{Limit, Limits};
 
 fn start() -> FakeDriver {
-    FakeDriver::start(Arc::new(Mutex::new(Rng::new())))
+    let rng = Rng::new(Limits::default()).unwrap();
+    FakeDriver::start(Arc::new(Mutex::new(rng)))
 }
 
 #[test]
@@ -45,4 +48,28 @@ fn a_request_without_room_comes_back_empty() {
     assert_eq!(driver.request(0, &[Buffer::Out(BUFFERS, 100)]), 0);
     assert_eq!(driver.request(0, &[Buffer::In(BUFFERS, 0)]), 0);
     assert!(!driver.needs_reset());
+}
+
+#[test]
+fn a_limited_source_holds_requests_until_its_timer_rings() {
+    let limits = Limits {
+        bandwidth: Some(Limit {
+            size: 1000,
+            one_time_burst: 0,
+            refill_ms: 50,
+        }),
+        ops: None,
+    };
+    let rng = Arc::new(Mutex::new(Rng::new(limits).unwrap()));
+    let mut driver = FakeDriver::start(rng.clone());
+    assert_eq!(driver.request(0, &[Buffer::In(BUFFERS, 1000)]), 1000);
+    let held = driver.add(0, &[Buffer::In(BUFFERS, 900)]);
+    driver.kick(0);
+    assert_eq!(driver.used(0), None);
+    // A kick is no way around.
+    driver.kick(0);
+    assert_eq!(driver.used(0), None);
+    std::thread::sleep(std::time::Duration::from_millis(60));
+    rng.lock().unwrap().on_event();
+    assert_eq!(driver.used(0), Some((held, 900)));
 }

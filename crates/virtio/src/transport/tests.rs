@@ -9,11 +9,12 @@ use ram::{Further, GuestRam};
 use crate::fake_driver::{
     BUFFERS, Buffer, F_INDIRECT, F_NEXT, F_WRITE, FakeDriver, QUEUE_SIZE, RAM,
 };
+use crate::rate_limiter::Limits;
 use crate::rng::Rng;
 use crate::{VirtioDevice, feature};
 
 fn rng() -> Arc<Mutex<dyn VirtioDevice>> {
-    Arc::new(Mutex::new(Rng::new()))
+    Arc::new(Mutex::new(Rng::new(Limits::default()).unwrap()))
 }
 
 #[test]
@@ -456,7 +457,8 @@ proptest! {
         file.set_len(4096).unwrap();
         let further = Further::File { file: file.try_clone().unwrap(), read_only: false };
         let ram = GuestRam::with(RAM, vec![further]).unwrap();
-        let pmem = crate::pmem::Pmem::new(file, ram.regions().last().unwrap());
+        let region = ram.regions().last().unwrap();
+        let pmem = crate::pmem::Pmem::new(file, region, Limits::default()).unwrap();
         play_in(ram, Arc::new(Mutex::new(pmem)), &moves);
     }
 

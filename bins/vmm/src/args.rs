@@ -120,10 +120,16 @@ pub(crate) struct Args {
     #[arg(long, value_enum, hide = true)]
     pub(crate) fail_engine: Option<FailingArg>,
 
-    /// Do not filter the system calls of vCPU threads, for debugging: a guest that
-    /// breaks out of the engine may then do whatever this process may.
+    /// Do not filter system calls, for debugging: a guest that breaks out of the engine
+    /// may then do whatever this process may.
     #[arg(long)]
     pub(crate) no_seccomp: bool,
+
+    /// Filters of system calls in place of this program's own: JSON as seccompiler reads
+    /// it, with one for each of the threads vmm, api and vcpu. Firecracker's compiled
+    /// filters are not taken.
+    #[arg(long, value_name = "PATH", conflicts_with = "no_seccomp")]
+    pub(crate) seccomp_filter: Option<PathBuf>,
 
     /// Give up all files but this machine's, the network, other processes and every
     /// privilege before the kernel is read, as far as the host lets users do that. Not

@@ -51,6 +51,8 @@ pub(crate) enum Failure {
         path: PathBuf,
         source: std::io::Error,
     },
+    #[error("filters {path:?} are refused: {why}")]
+    Filter { path: PathBuf, why: String },
     #[error("a machine with {what} cannot be jailed")]
     Unjailable { what: &'static str },
     #[error("{why}")]
@@ -82,6 +84,7 @@ impl Failure {
             | Failure::Engine { .. }
             | Failure::Unjailable { .. } => exit::BAD_CONFIGURATION,
             Failure::OpenLog { .. }
+            | Failure::Filter { .. }
             | Failure::OpenOutput { .. }
             | Failure::Metrics { .. }
             | Failure::ApiSocket { .. }
@@ -103,6 +106,9 @@ impl Failure {
         match self {
             Failure::ReadConfig { .. } => Some("give a readable file, or - for standard input"),
             Failure::Metadata { .. } => Some("give a file of JSON, or a larger --mmds-size-limit"),
+            Failure::Filter { .. } => {
+                Some("give JSON as seccompiler reads it, not what seccompiler compiled")
+            }
             Failure::Unjailable { .. } => Some("leave out --jail, or use kombi-jailer"),
             Failure::Build { source } | Failure::Run { source } => source.hint(),
             Failure::OpenLog { .. } | Failure::OpenOutput { .. } | Failure::Metrics { .. } => {

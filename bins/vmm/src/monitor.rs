@@ -24,7 +24,7 @@ use translations::Translations;
 use crate::args::Args;
 use crate::engine::{self, Chosen, Watching};
 use crate::failure::{Failure, exit};
-use crate::filter::Filter;
+use crate::filter::{self, Choice, Filter};
 use crate::frontend::{Frontend, ToMain, metadata};
 use crate::jail::{self, Visible};
 use crate::log::Log;
@@ -90,6 +90,7 @@ pub(crate) fn run(args: &Args, status: &mut Status) -> Result<u8, Failure> {
         let blueprint = draft.clone().check().map_err(refused)?;
         jail::enter(&Visible::of(args, draft, &blueprint)?)?.log();
     }
+    let filters = Choice::new(args.no_seccomp, args.seccomp_filter.as_deref())?;
     let (to_main, from_others) = channel();
     let stopping = Stopping::default();
     stop_on_signals(&stopping, to_main.clone()).map_err(host("take signals"))?;
@@ -109,13 +110,14 @@ pub(crate) fn run(args: &Args, status: &mut Status) -> Result<u8, Failure> {
     let _socket = if args.no_api {
         None
     } else {
-        Some(serve(args, &frontend, &metrics)?)
+        Some(serve(args, &frontend, &metrics, &filters)?)
     };
 
     let life = Life {
         args,
         metrics: &metrics,
         stopping: &stopping,
+        filters: &filters,
     };
     let started = match draft {
         Some(draft) => {
@@ -149,6 +151,10 @@ pub(crate) fn run(args: &Args, status: &mut Status) -> Result<u8, Failure> {
     };
     status.started();
     tracing::info!(id = args.id, "started");
+    if let Some(filter) = filters.of(filter::VMM, Filter::for_household)? {
+        let confined = filter.confine_this_thread();
+        confined.map_err(host("confine the event loop's thread"))?;
+    }
     let ended = started.running.wait();
     metrics.end();
     let code = finish(ended, signal(), status);
@@ -169,6 +175,7 @@ struct Life<'a> {
     args: &'a Args,
     metrics: &'a Metrics,
     stopping: &'a Stopping,
+    filters: &'a Choice,
 }
 
 impl Life<'_> {
@@ -268,11 +275,7 @@ impl Life<'_> {
                 .time_boot(moment)
                 .map_err(|source| Failure::Build { source })?;
         }
-        if !self.args.no_seccomp {
-            let filter = filter().map_err(|source| Failure::Host {
-                doing: "make the filter of system calls",
-                source,
-            })?;
+        if let Some(filter) = self.filters.of(filter::VCPU, filter)? {
             machine.confine_vcpus(Arc::new(move || filter.confine_this_thread()));
         }
         machine.start().map_err(|source| Failure::Run { source })
@@ -295,7 +298,12 @@ impl Life<'_> {
 }
 
 /// Serves the API on a thread that lives as long as the process.
-fn serve(args: &Args, frontend: &Arc<Frontend>, metrics: &Metrics) -> Result<Socket, Failure> {
+fn serve(
+    args: &Args,
+    frontend: &Arc<Frontend>,
+    metrics: &Metrics,
+    filters: &Choice,
+) -> Result<Socket, Failure> {
     let path = &args.api_sock;
     let limits = Limits {
         body_bytes: args.http_api_max_payload_size,
@@ -319,10 +327,17 @@ fn serve(args: &Args, frontend: &Arc<Frontend>, metrics: &Metrics) -> Result<Soc
         groups
     });
     let serve: Arc<dyn Serve> = frontend.clone();
+    let filter = filters.of(filter::API, Filter::for_household)?;
     std::thread::Builder::new()
         .name("api".to_owned())
         .spawn(move || {
-            let Err(error) = server.run(&serve);
+            let confined = filter.map_or(Ok(()), |filter| filter.confine_this_thread());
+            let error = match confined {
+                Ok(()) => match server.run(&serve) {
+                    Err(error) => error,
+                },
+                Err(error) => error,
+            };
             tracing::error!("the API's socket failed: {error}");
         })
         .map_err(failed)?;

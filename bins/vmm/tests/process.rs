@@ -4,12 +4,11 @@
 mod host;
 
 use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use host::*;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 
 #[test]
 fn each_end_of_a_guest_has_its_exit_code_and_event() {
@@ -96,49 +95,6 @@ fn sigterm_and_sigint_stop_a_guest_that_spins_and_unlink_its_socket() {
             "{\"event\":\"stopped\",\"outcome\":\"stopped\",\"message\":null}\n"
         );
         assert!(!host.path("v.sock").exists());
-    }
-}
-
-/// Filters of system calls on the process's first thread and on its vCPU's.
-fn filters(process: Pid) -> (u32, Option<u32>) {
-    let of = |task: &Path| {
-        let status = std::fs::read_to_string(task.join("status")).unwrap();
-        let field = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            line.unwrap().trim().parse::<u32>().unwrap()
-        };
-        assert!(field("Seccomp_filters:") == 0 || field("Seccomp:") == 2);
-        field("Seccomp_filters:")
-    };
-    let tasks = PathBuf::from(format!("/proc/{}/task", process.as_raw_nonzero()));
-    let vcpu = std::fs::read_dir(&tasks)
-        .unwrap()
-        .map(|task| task.unwrap().path())
-        .find(|task| std::fs::read_to_string(task.join("comm")).unwrap() == "vcpu0\n");
-    let first = tasks.join(process.as_raw_nonzero().to_string());
-    // The thread has its name a moment after its start.
-    (of(&first), vcpu.map(|vcpu| of(&vcpu)))
-}
-
-#[test]
-fn the_thread_of_a_vcpu_runs_behind_a_filter_unless_told_otherwise() {
-    for (args, more) in [(&[][..], 2), (&["--no-seccomp"][..], 0)] {
-        let host = Host::new();
-        let rest = serde_json::json!({"serial": {"serial_out_path": "DIR/log"}});
-        let args = [&["--status-fd", "1"], args].concat();
-        let mut child = host.start(&host.config(SPIN, rest), &args);
-        let _events = wait_for_started(&mut child);
-        let until = Instant::now() + Duration::from_secs(20);
-        loop {
-            let (first, vcpu) = filters(pid(&child));
-            if vcpu == Some(first + more) {
-                break;
-            }
-            assert!(Instant::now() < until, "{vcpu:?} filters, {first} before");
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        kill_process(pid(&child), Signal::TERM).unwrap();
-        assert_eq!(finish(child).status.code(), Some(143));
     }
 }
 

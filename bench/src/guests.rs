@@ -16,6 +16,8 @@ pub(crate) struct Guests {
     pub(crate) debian_kernel: PathBuf,
     /// Initramfs whose init says that it runs.
     pub(crate) ready: PathBuf,
+    /// Initramfs whose init switches off.
+    pub(crate) off: PathBuf,
     /// Initramfs whose init is the CPU benchmark.
     pub(crate) cpu: PathBuf,
     /// The CPU benchmark for the host.
@@ -43,6 +45,7 @@ impl Guests {
             kernel: target.join("guest/vmlinux"),
             debian_kernel: target.join("guest/debian-cloud.bzImage"),
             ready: work.join("ready.cpio"),
+            off: work.join("off.cpio"),
             cpu: work.join("cpu.cpio"),
             cpu_native: work.join("cpu"),
             kombi: target.join("release/kombi"),
@@ -65,7 +68,7 @@ impl Guests {
                 path.display()
             );
         }
-        for name in ["ready", "cpu"] {
+        for name in ["ready", "off", "cpu"] {
             let source = root.join(format!("bench/guest/{name}.c"));
             let program = guests.work.join(name);
             call(

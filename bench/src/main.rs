@@ -2,7 +2,7 @@
 //! QEMU's microvm machine under TCG, and the host itself. Prints medians, the
 //! ratio of the medians, and the spread of the pairwise ratios.
 //!
-//! usage: bench [all|boot|run|cpu|memory|python]
+//! usage: bench [all|boot|run|cpu|memory|python|monitor]
 //!        bench engine [--only NAME,…] [--rounds N] [--no-qemu] [--vmm PATH] [--other PATH]
 //!                     [--cpu-model MODEL] [--other-cpu-model MODEL]
 #![forbid(unsafe_code)]
@@ -12,6 +12,7 @@ mod figures;
 mod guests;
 mod measures;
 mod memory;
+mod monitor;
 mod rivals;
 mod rows;
 
@@ -20,12 +21,13 @@ use std::process::ExitCode;
 /// Measures, prints, and says whether the target was reached.
 type Measure = fn(&guests::Guests) -> anyhow::Result<bool>;
 
-const MEASURES: [(&str, Measure); 5] = [
+const MEASURES: [(&str, Measure); 6] = [
     ("boot", measures::boot),
     ("run", measures::run),
     ("cpu", measures::cpu),
     ("memory", measures::memory),
     ("python", measures::python),
+    ("monitor", monitor::monitor),
 ];
 
 fn main() -> ExitCode {

@@ -11,17 +11,17 @@ use crate::rivals::{self, Machine};
 
 /// Resident MiB of one process.
 #[derive(Clone, Copy, Default)]
-struct Resident {
+pub(crate) struct Resident {
     /// Translated code, as mapped for running.
-    code: f64,
+    pub(crate) code: f64,
     /// TLBs, jump caches, block tables and everything else on no file.
-    tables: f64,
+    pub(crate) tables: f64,
     /// The program itself and its libraries.
-    program: f64,
+    pub(crate) program: f64,
 }
 
 impl Resident {
-    fn of(pid: u32) -> Result<Self> {
+    pub(crate) fn of(pid: u32) -> Result<Self> {
         let path = format!("/proc/{pid}/smaps");
         let maps = std::fs::read_to_string(Path::new(&path))
             .with_context(|| format!("failed to read {path}"))?;

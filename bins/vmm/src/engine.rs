@@ -85,7 +85,14 @@ pub(crate) fn choose(
         count_instructions: watching.trace.is_some(),
         ..Options::default()
     };
-    let engine = watching.apply(SoftHypervisor::new(options));
+    let template = asked.cpu_template();
+    if !template.msr_modifiers.is_empty() || !template.kvm_capabilities.is_empty() {
+        tracing::warn!(
+            "cpu-config: the software engine changes read-only MSRs only, and has no capabilities of KVM"
+        );
+    }
+    let engine = SoftHypervisor::new(options).with_template(template.clone());
+    let engine = watching.apply(engine);
     let Place::Folder(folder) = Place::choose(translation_cache) else {
         return Ok(Chosen::Soft(engine, None));
     };

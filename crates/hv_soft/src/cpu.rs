@@ -11,6 +11,7 @@ use hv::Io;
 use translations::Translations;
 use translator::context::Mode;
 use x86::control::cr0;
+use x86::cpu_template::CpuTemplate;
 use x86::features::{CpuModel, Features};
 use x86::registers::rflags;
 use x86::state::{DescriptorTable, Segment};
@@ -88,6 +89,8 @@ pub(crate) struct Cpu {
     pub(crate) clock: Clock,
     pub(crate) id: u32,
     pub(crate) cpu_model: CpuModel,
+    /// Changes to what it shows.
+    pub(crate) template: Arc<CpuTemplate>,
     /// What the model is on this host.
     pub(crate) model: Features,
     /// Of these, what is not switched off: see `units`.

@@ -33,7 +33,16 @@ impl Cpu {
             cr4: self.regs.cr4,
             xcr0: self.regs.xcr0,
         };
-        guest_cpuid::guest(leaf, sub, &shown)
+        let values = guest_cpuid::guest(leaf, sub, &shown);
+        if self.template.is_empty() {
+            return values;
+        }
+        let sub = if guest_cpuid::has_subleaves(leaf) {
+            sub
+        } else {
+            0
+        };
+        self.template.apply(leaf, sub, values)
     }
 }
 

@@ -68,7 +68,8 @@ impl Cpu {
                     return Ok(self.regs.plain_msrs[i]);
                 }
                 let constant = CONSTANT.iter().find(|(known, _)| *known == index);
-                return constant.map(|(_, value)| *value).ok_or_else(|| {
+                let shown = |(_, value): &(u32, u64)| self.template.msr(index, *value);
+                return constant.map(shown).ok_or_else(|| {
                     tracing::debug!(
                         msr = format_args!("{index:#x}"),
                         "read of an unknown register"

@@ -6,6 +6,7 @@ use hv::{Error, GuestRam, Hypervisor, Interrupts, Partition, Shared};
 use ram::AccessListener;
 use translations::Translations;
 use translator::block::{Block, Request, Thunks};
+use x86::cpu_template::CpuTemplate;
 use x86::features::{CpuModel, Feature, Features};
 use x86::state::VcpuState;
 
@@ -87,6 +88,7 @@ pub struct SoftHypervisor {
     observer: Option<Observer>,
     kept: Option<Arc<Translations>>,
     wanted: Wanted,
+    template: Arc<CpuTemplate>,
 }
 
 impl SoftHypervisor {
@@ -107,6 +109,15 @@ impl SoftHypervisor {
             kept: Some(kept),
             ..self
         }
+    }
+
+    /// The engine whose guests' CPU shows what `template` leaves. Features that it takes
+    /// away raise #UD, but for those that every x86-64-v2 has, and what it adds is left out; of MSRs it changes those that are
+    /// read-only here, such as IA32_ARCH_CAPABILITIES.
+    #[must_use]
+    pub fn with_template(mut self, template: CpuTemplate) -> Self {
+        self.template = Arc::new(template);
+        self
     }
 
     /// The engine that keeps its counters in `counters` too: of one machine.
@@ -174,6 +185,7 @@ impl Hypervisor for SoftHypervisor {
                     missing.names()
                 ),
             })?;
+        let model = self.template.left_of(model);
         let bells: Vec<_> = (0..vcpus).map(|_| Arc::new(Doorbell::new())).collect();
         let chips = Arc::new(Chips::new(bells.clone()));
         let pages = Ram::new(memory.clone()).page_end();
@@ -187,6 +199,7 @@ impl Hypervisor for SoftHypervisor {
             let ram = Ram::new(memory.clone());
             let shared = (Arc::clone(&chips), Arc::clone(&peers));
             let mut cpu = new_cpu(id as u32, ram, shared, clock.clone(), self.options, model)?;
+            cpu.template.clone_from(&self.template);
             cpu.units_changed();
             cpu.observer = self.observer;
             cpu.watch = Watch::new(&self.wanted, id as u32);
@@ -257,6 +270,7 @@ fn new_cpu(
         clock,
         id,
         cpu_model: options.cpu_model,
+        template: Arc::default(),
         model,
         executable: model,
         halted: false,

@@ -5,12 +5,13 @@ mod models;
 
 use bare::{CODE, DATA, Machine, STOP};
 use hv::Vcpu;
-use hv_soft::{CpuModel, host_features};
+use hv_soft::{CpuModel, SoftHypervisor, host_features};
 use iced_x86::code_asm::*;
 use iced_x86::{
     Code, CpuidFeature, Encoder, Instruction, OpCodeOperandKind, OpKind, Register as R,
 };
 use models::{OSXSAVE, machine, switch_on, switched_on};
+use x86::cpu_template::CpuTemplate;
 use x86::features::{Feature, Features};
 
 fn models() -> Vec<CpuModel> {
@@ -273,4 +274,38 @@ fn a_state_with_what_the_model_lacks_is_refused() {
     state.cr4 &= !OSXSAVE;
     state.xsave.truncate(512);
     assert!(machine.vcpu.set_state(&state).is_err());
+}
+
+#[test]
+fn a_template_takes_features_away_and_changes_what_is_read() {
+    // Bit 3 of leaf 7's EBX is BMI1, bit 23 of leaf 1's ECX is POPCNT.
+    let template = r#"{
+        "cpuid_modifiers": [{"leaf": "0x1", "subleaf": "0x0", "flags": 0, "modifiers": [
+            {"register": "ecx", "bitmap": "0b0xxxxxxxxxxxxxxxxxxxxxxx"},
+            {"register": "eax", "bitmap": "0b00000000000000000000011011110010"}
+        ]}, {"leaf": "0x7", "subleaf": "0x0", "flags": 1, "modifiers": [
+            {"register": "ebx", "bitmap": "0b0xxx"}
+        ]}],
+        "msr_modifiers": [{"addr": "0x10a", "bitmap": "0b100x"}]
+    }"#;
+    let template: CpuTemplate = serde_json::from_str(template).unwrap();
+    let engine = SoftHypervisor::default().with_template(template);
+    let mut machine = Machine::on(engine);
+    machine.code(|asm| {
+        asm.mov(eax, 1).unwrap();
+        asm.mov(ecx, 5).unwrap();
+        asm.cpuid().unwrap();
+        asm.mov(r8d, eax).unwrap();
+        asm.mov(r9d, ecx).unwrap();
+        asm.mov(ecx, 0x10a).unwrap();
+        asm.rdmsr().unwrap();
+        asm.out(u32::from(STOP), al).unwrap();
+        asm.andn(eax, eax, ecx).unwrap();
+        asm.hlt().unwrap();
+    });
+    let state = machine.run_to_stop();
+    assert_eq!(state.gpr[8], 0b0110_1111_0010);
+    assert_eq!(state.gpr[9] >> 23 & 1, 0);
+    assert_eq!(state.gpr[0], 0b1001);
+    assert_eq!(machine.run_to_exception().vector, 6);
 }

@@ -7,7 +7,8 @@
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::cpuid::Leaf;
+use crate::cpuid::{self, Leaf};
+use crate::features::{AVX_STATE, Feature, Features};
 
 /// A template. The empty one changes nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -179,10 +180,78 @@ impl<'de> Deserialize<'de> for KvmCapability {
     }
 }
 
+/// Registers whose bits say what a CPU can do (SDM vol. 2A, CPUID): leaf, subleaf, EAX to
+/// EDX.
+const ABILITIES: [(u32, u32, Leaf); 5] = [
+    (cpuid::FEATURES, 0, [0, 0, !0, !0]),
+    (cpuid::EXTENDED_FEATURES, 0, [0, !0, !0, !0]),
+    (cpuid::EXTENDED_STATE, 0, [!0, 0, 0, !0]),
+    (cpuid::EXTENDED_STATE, 1, [!0, 0, !0, !0]),
+    (cpuid::EXTENDED_AMD_FEATURES, 0, [0, 0, !0, !0]),
+];
+
 impl CpuTemplate {
-    /// A leaf with the template's changes.
+    /// Whether it changes nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// A leaf with the template's changes. What a CPU cannot do, no template adds.
     #[must_use]
     pub fn apply(&self, leaf: u32, subleaf: u32, before: Leaf) -> Leaf {
+        let after = self.change(leaf, subleaf, before);
+        let found = ABILITIES
+            .iter()
+            .find(|(one, sub, _)| (*one, *sub) == (leaf, subleaf));
+        let abilities = found.map_or([0; 4], |(.., registers)| *registers);
+        std::array::from_fn(|i| after[i] & (before[i] | !abilities[i]))
+    }
+
+    /// Leaves of which it asks for more than a CPU can do that shows `shown`.
+    #[must_use]
+    pub fn beyond(&self, shown: impl Fn(u32, u32) -> Leaf) -> Vec<(u32, u32)> {
+        let mut list = Vec::new();
+        for one in &self.cpuid_modifiers {
+            let (leaf, sub) = (one.leaf, one.subleaf);
+            let before = shown(leaf, sub);
+            if self.change(leaf, sub, before) != self.apply(leaf, sub, before) {
+                list.push((leaf, sub));
+            }
+        }
+        list
+    }
+
+    /// What is left of `features`.
+    #[must_use]
+    pub fn left_of(&self, features: Features) -> Features {
+        let gone = |feature: &Feature| {
+            feature.place().is_some_and(|place| {
+                let before = features.leaf(place.leaf, place.sub);
+                let after = self.apply(place.leaf, place.sub, before);
+                let bit = |leaf: Leaf| leaf.get(place.register).map_or(0, |r| r >> place.bit & 1);
+                bit(before) != bit(after)
+            })
+        };
+        let gone: Vec<_> = features.iter().filter(gone).collect();
+        let mut left = features.without(Features::of(&gone));
+        // YMM registers are kept by XSAVE.
+        if !left.has(Feature::Avx) || !left.has(Feature::Xsave) {
+            left = left.without(AVX_STATE);
+        }
+        left.with_combinations()
+    }
+
+    /// An MSR with the template's changes.
+    #[must_use]
+    pub fn msr(&self, index: u32, before: u64) -> u64 {
+        self.msr_modifiers
+            .iter()
+            .filter(|one| one.addr == index)
+            .fold(before, |value, one| one.bitmap.apply(value))
+    }
+
+    fn change(&self, leaf: u32, subleaf: u32, before: Leaf) -> Leaf {
         let mut after = before;
         let wanted = |one: &&CpuidModifier| one.leaf == leaf && one.subleaf == subleaf;
         for change in self
@@ -248,13 +317,39 @@ mod tests {
         let before = [u32::MAX; 4];
         assert_eq!(template.apply(1, 0, before), before);
         assert_eq!(template.apply(7, 1, before), before);
-        let after = template.apply(7, 0, [0, 0b1111_1110, 5, 0]);
-        assert_eq!(after, [0, 0b1111_0001, 5, 2]);
+        let after = template.apply(7, 0, [0, 0b1111_1111, 5, 3]);
+        assert_eq!(after, [0, 0b1111_0001, 5, 3]);
+        assert_eq!(template.msr(0x10a, 6), 7);
+        assert_eq!(template.msr(0x10b, 6), 6);
         assert_eq!(
             template.kvm_capabilities,
             [KvmCapability::Needed(121), KvmCapability::NotNeeded(56)]
         );
         assert_eq!(template.msr_modifiers[0].bitmap.apply(6), 7);
+    }
+
+    #[test]
+    fn a_template_adds_nothing_that_the_cpu_cannot_do() {
+        let template: CpuTemplate = serde_json::from_str(T).unwrap();
+        assert_eq!(template.apply(7, 0, [0; 4]), [0; 4]);
+        assert_eq!(template.beyond(|_, _| [0; 4]), [(7, 0)]);
+        assert_eq!(template.beyond(|_, _| [!0; 4]), []);
+    }
+
+    #[test]
+    fn features_that_a_template_hides_are_gone_with_what_needs_them() {
+        let without_avx = r#"{"cpuid_modifiers": [{"leaf": "0x1", "subleaf": "0x0", "flags": 0,
+            "modifiers": [{"register": "ecx", "bitmap": "0bxxx0xxxxxxxxxxxxxxxxxxxxxxxxxxxx"}]}]}"#;
+        let template: CpuTemplate = serde_json::from_str(without_avx).unwrap();
+        let left = template.left_of(Features::EVERYTHING);
+        for gone in [Feature::Avx, Feature::Avx2, Feature::Fma, Feature::VexAes] {
+            assert!(!left.has(gone), "{}", gone.name());
+        }
+        assert!(left.has(Feature::Aes) && left.has(Feature::Bmi2) && left.has(Feature::Xsave));
+        assert_eq!(
+            CpuTemplate::default().left_of(Features::EVERYTHING),
+            Features::EVERYTHING
+        );
     }
 
     #[test]

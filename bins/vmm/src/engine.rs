@@ -59,9 +59,15 @@ pub(crate) fn choose(
     translation_cache: Option<&OsStr>,
     watching: Watching,
 ) -> Result<Chosen, Failure> {
+    let template = asked.cpu_template();
+    let kvm_may = || match template.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::CpuConfigOnKvm),
+    };
     match asked.engine() {
         Engine::Soft => {}
         Engine::Kvm => {
+            kvm_may()?;
             let engine = open_kvm(asked).map_err(|source| Failure::Engine { source })?;
             if let Ok(Kind::Software { why }) = hv_kvm::probe() {
                 tracing::warn!("this KVM is played by software ({why}); --engine soft is faster");
@@ -70,6 +76,7 @@ pub(crate) fn choose(
         }
         Engine::Auto => match hv_kvm::probe() {
             Ok(Kind::Hardware) => {
+                kvm_may()?;
                 tracing::info!("engine kvm: guests run on the processor");
                 let engine = open_kvm(asked).map_err(|source| Failure::Engine { source })?;
                 return Ok(watching.without(engine));
@@ -85,7 +92,6 @@ pub(crate) fn choose(
         count_instructions: watching.trace.is_some(),
         ..Options::default()
     };
-    let template = asked.cpu_template();
     if !template.msr_modifiers.is_empty() || !template.kvm_capabilities.is_empty() {
         tracing::warn!(
             "cpu-config: the software engine changes read-only MSRs only, and has no capabilities of KVM"

@@ -57,6 +57,8 @@ pub(crate) enum Failure {
     Unjailable { what: &'static str },
     #[error("{why}")]
     Metrics { why: String },
+    #[error("cpu-config is not applied by the KVM engine yet")]
+    CpuConfigOnKvm,
     #[error("failed to take metadata from {path:?}: {why}")]
     Metadata { path: PathBuf, why: String },
     #[error("failed to serve the API at {path:?}")]
@@ -81,6 +83,7 @@ impl Failure {
             | Failure::LongConfig { .. }
             | Failure::Config { .. }
             | Failure::Metadata { .. }
+            | Failure::CpuConfigOnKvm
             | Failure::Engine { .. }
             | Failure::Unjailable { .. } => exit::BAD_CONFIGURATION,
             Failure::OpenLog { .. }
@@ -105,6 +108,7 @@ impl Failure {
     fn hint(&self) -> Option<&'static str> {
         match self {
             Failure::ReadConfig { .. } => Some("give a readable file, or - for standard input"),
+            Failure::CpuConfigOnKvm => Some("leave it out, or use --engine soft"),
             Failure::Metadata { .. } => Some("give a file of JSON, or a larger --mmds-size-limit"),
             Failure::Filter { .. } => {
                 Some("give JSON as seccompiler reads it, not what seccompiler compiled")

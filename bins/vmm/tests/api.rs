@@ -517,6 +517,30 @@ fn a_balloon_is_described_and_refuses_what_its_guest_cannot_do() {
 }
 
 #[test]
+fn memory_that_may_be_plugged_is_described_and_needs_a_driver() {
+    let monitor = Monitor::start(&[]);
+    monitor.prepare(SPIN);
+    let pages = monitor.host.path("pages");
+    std::fs::write(&pages, vec![0; 2 << 20]).unwrap();
+    monitor.put("/hotplug/memory", json!({"total_size_mib": 256}));
+    monitor.put("/pmem/p0", json!({"id": "p0", "path_on_host": pages}));
+    monitor.action("InstanceStart");
+    let wanted = json!({
+        "total_size_mib": 256, "slot_size_mib": 128, "block_size_mib": 2,
+        "plugged_size_mib": 0, "requested_size_mib": 0,
+    });
+    assert_eq!(monitor.get("/hotplug/memory"), wanted);
+    let asked = json!({"requested_size_mib": 128});
+    let got = monitor.refusal("PATCH", "/hotplug/memory", Some(asked));
+    assert!(got.contains("activated"), "{got}");
+    let limits = json!({"ops": {"size": 1, "refill_time": 100}});
+    let patch = |id: &str| json!({"id": id, "rate_limiter": limits});
+    assert_eq!(monitor.ask("PATCH", "/pmem/p0", Some(patch("p0"))).0, 204);
+    let got = monitor.refusal("PATCH", "/pmem/p1", Some(patch("p1")));
+    assert_eq!(got, "there is no pmem device \"p1\"");
+}
+
+#[test]
 fn metadata_is_put_patched_and_bounded() {
     let host = Host::new();
     let file = host.path("metadata");

@@ -33,3 +33,4 @@ pub use error::Error;
 pub use generation::{Generation, SavedGeneration};
 pub use handles::Handles;
 pub use machine::{Confine, Ended, Machine, Running, Stdio};
+pub use memory_devices::limits as device_limits;

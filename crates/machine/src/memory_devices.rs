@@ -62,7 +62,7 @@ impl Devices {
 }
 
 /// A device's limits as it takes them.
-pub(crate) fn limits(asked: &RateLimiter) -> Limits {
+pub fn limits(asked: &RateLimiter) -> Limits {
     let limit = |bucket: TokenBucket| Limit {
         size: bucket.size,
         one_time_burst: bucket.one_time_burst.unwrap_or(0),

@@ -11,6 +11,7 @@
 //! for one that works.
 
 mod balloon;
+mod memory;
 pub(crate) mod metadata;
 mod preparing;
 mod running;

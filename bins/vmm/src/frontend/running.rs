@@ -4,7 +4,7 @@ use api::{Action, Answer, Refusal, VmState};
 use blueprint::Draft;
 use machine::Controller;
 
-use crate::frontend::{balloon, preparing, refuse};
+use crate::frontend::{balloon, memory, preparing, refuse};
 
 /// A machine that runs.
 pub(super) struct Running {
@@ -33,6 +33,11 @@ impl Running {
             | Action::StopHinting => {
                 balloon::act(self.controller.handles().balloon.as_ref(), action)
             }
+            Action::GetMemoryHotplug => memory::status(self.controller.handles()),
+            Action::PatchMemoryHotplug(asked) => {
+                memory::request(self.controller.handles(), asked.requested_size_mib)
+            }
+            Action::PatchPmem(asked) => memory::limit(self.controller.handles(), &asked),
             Action::PatchVm(VmState::Paused) => done(self.controller.pause()),
             Action::PatchVm(VmState::Resumed) => done(self.controller.resume()),
             Action::SendCtrlAltDel => done(self.controller.press_ctrl_alt_del()),

@@ -541,6 +541,39 @@ fn memory_that_may_be_plugged_is_described_and_needs_a_driver() {
 }
 
 #[test]
+fn a_running_drive_gets_a_new_file_and_new_limits() {
+    let monitor = Monitor::start(&[]);
+    monitor.prepare(SPIN);
+    let (disk, other) = (monitor.host.path("disk"), monitor.host.path("other"));
+    std::fs::write(&disk, [0; 512]).unwrap();
+    std::fs::write(&other, [0; 1024]).unwrap();
+    let limit = json!({"ops": {"size": 5, "refill_time": 100}});
+    monitor.put(
+        "/drives/a",
+        json!({"drive_id": "a", "is_root_device": false, "path_on_host": disk, "rate_limiter": limit}),
+    );
+    monitor.action("InstanceStart");
+    let patch = |body: Value| monitor.ask("PATCH", "/drives/a", Some(body));
+    let limit = json!({"bandwidth": {"size": 7, "one_time_burst": 1, "refill_time": 50}});
+    let body = json!({"drive_id": "a", "path_on_host": other, "rate_limiter": limit});
+    assert_eq!(patch(body), (204, Value::Null));
+    let drive = monitor.get("/vm/config")["drives"][0].clone();
+    assert_eq!(drive["path_on_host"], json!(other));
+    assert_eq!(drive["rate_limiter"]["bandwidth"]["size"], 7);
+    assert_eq!(drive["rate_limiter"]["ops"]["size"], 5);
+    let missing = monitor.host.path("missing");
+    let body = json!({"drive_id": "a", "path_on_host": missing});
+    let got = monitor.refusal("PATCH", "/drives/a", Some(body));
+    assert!(
+        got.starts_with("failed to change drive \"a\": failed to open disk"),
+        "{got}"
+    );
+    let got = monitor.refusal("PATCH", "/drives/b", Some(json!({"drive_id": "b"})));
+    assert_eq!(got, "there is no drive \"b\"");
+    assert_eq!(monitor.get("/vm/config")["drives"][0], drive);
+}
+
+#[test]
 fn metadata_is_put_patched_and_bounded() {
     let host = Host::new();
     let file = host.path("metadata");

@@ -13,9 +13,11 @@
 //! nobody resumed, no vCPU runs guest code.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use blueprint::RateLimiter;
 use chipset::NoKeyboard;
 use hv::Kick;
 use rustix::event::{EventfdFlags, eventfd};
@@ -23,6 +25,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use crate::Error;
 use crate::handles::Handles;
 use crate::io_space::lock;
+use crate::memory_devices::limits;
 
 /// How a machine ended that did nothing wrong itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +106,35 @@ impl Controller {
     /// Whether vCPUs are held.
     pub fn is_paused(&self) -> bool {
         self.control.is_paused()
+    }
+
+    /// Puts the file at `path` behind a drive, or another one of the same name, and
+    /// replaces the limits that `limiter` names.
+    ///
+    /// # Errors
+    /// [`Error::NoDrive`], [`Error::ChangeDrive`]: nothing has changed then.
+    pub fn update_drive(
+        &self,
+        id: &str,
+        path: Option<&Path>,
+        limiter: Option<&RateLimiter>,
+    ) -> Result<(), Error> {
+        let drives = &self.handles.drives;
+        let Some((_, drive)) = drives.iter().find(|(drive, _)| drive == id) else {
+            return Err(Error::NoDrive { id: id.into() });
+        };
+        let mut drive = lock(drive);
+        if let Some(path) = path {
+            let changed = drive.update_path(path);
+            changed.map_err(|source| Error::ChangeDrive {
+                id: id.into(),
+                source,
+            })?;
+        }
+        if let Some(limiter) = limiter {
+            drive.update_limiter(limits(limiter));
+        }
+        Ok(())
     }
 
     /// Presses Ctrl-Alt-Del on the guest's keyboard.

@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use blueprint::Blueprint;
+use blueprint::{Blueprint, CacheType};
 use bus::IrqLine;
 use chipset::{
     I8042, I8042_FIRST_PORT, I8042_PORTS, PowerEvents, SERIAL_PORTS, SLEEP_PORTS, Serial,
@@ -15,7 +15,7 @@ use chipset::{
 use hv::Interrupts;
 use ram::GuestRam;
 use rustix::fs::OFlags;
-use virtio::block::{Access, Block};
+use virtio::block::{Access, Block, Cache};
 use virtio::rng::Rng;
 use virtio::transport::MmioTransport;
 use virtio::vsock::Vsock;
@@ -98,11 +98,23 @@ pub(crate) fn make(
         } else {
             Access::ReadWrite
         };
-        let block = Block::open(&drive.path, access, &drive.id).map_err(|source| Error::Drive {
-            id: drive.id.clone(),
-            source,
-        })?;
-        devices.add_virtio(Arc::new(Mutex::new(block)), ram, interrupts)?;
+        let cache = match drive.cache {
+            CacheType::Unsafe => Cache::Unsafe,
+            CacheType::Writeback => Cache::Writeback,
+        };
+        let limits = limits(&drive.limiter);
+        let block =
+            Block::open(&drive.path, access, cache, limits).map_err(|source| Error::Drive {
+                id: drive.id.clone(),
+                source,
+            })?;
+        let block = Arc::new(Mutex::new(block));
+        devices
+            .handles
+            .drives
+            .push((drive.id.clone(), block.clone()));
+        devices.sources.push(block.clone());
+        devices.add_virtio(block, ram, interrupts)?;
     }
     if let Some(vsock) = blueprint.vsock() {
         let vsock = Vsock::new(vsock.guest_cid, &vsock.uds_path)

@@ -132,6 +132,20 @@ pub enum Error {
         /// What went wrong.
         source: virtio::Error,
     },
+    /// A change of a drive that is not there.
+    #[error("there is no drive {id:?}")]
+    NoDrive {
+        /// The id asked for.
+        id: String,
+    },
+    /// A drive whose file could not be changed.
+    #[error("failed to change drive {id:?}")]
+    ChangeDrive {
+        /// Its id.
+        id: String,
+        /// What went wrong.
+        source: virtio::Error,
+    },
     /// The socket device could not be made.
     #[error("failed to make the vsock device")]
     Vsock {
@@ -219,13 +233,16 @@ impl Error {
                 Some("give the machine more memory or a smaller initial RAM disk")
             }
             Error::CommandLineLength { .. } => Some("shorten it, or boot without acpi=off"),
-            Error::Drive { .. } => Some("give the path of a readable file or block device"),
+            Error::Drive { .. } | Error::ChangeDrive { .. } => {
+                Some("give the path of a readable file or block device")
+            }
             Error::Pmem { .. } => {
                 Some("give the path of a readable file, writable unless read-only")
             }
             Error::Vsock { .. } => Some("give a path that no other machine uses"),
             Error::SerialOut { .. } => Some("give the path of a writable file"),
             Error::Missing { .. }
+            | Error::NoDrive { .. }
             | Error::LoadKernel { .. }
             | Error::LoadInitrd { .. }
             | Error::WriteBootData { .. }
@@ -258,6 +275,8 @@ impl Error {
             | Error::LoadInitrd { .. }
             | Error::CommandLineLength { .. }
             | Error::Drive { .. }
+            | Error::NoDrive { .. }
+            | Error::ChangeDrive { .. }
             | Error::Vsock { .. }
             | Error::Pmem { .. }
             | Error::SerialOut { .. } => true,

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use chipset::I8042;
 use virtio::balloon::Balloon;
+use virtio::block::Block;
 use virtio::mem::Mem;
 use virtio::pmem::Pmem;
 
@@ -18,6 +19,8 @@ pub struct Handles {
     pub generation: Option<Arc<Mutex<Generation>>>,
     /// What the host can type on. There in every machine that was built.
     pub(crate) keyboard: Option<Arc<Mutex<I8042>>>,
+    /// Drives by id, in the guest's order.
+    pub drives: Vec<(String, Arc<Mutex<Block>>)>,
     /// The balloon, if there is one.
     pub balloon: Option<Arc<Mutex<Balloon>>>,
     /// Memory that can be plugged, if there is any.

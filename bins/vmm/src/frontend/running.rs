@@ -1,6 +1,6 @@
 //! Once the machine runs: each request changes it, and the draft that describes it.
 
-use api::{Action, Answer, Refusal, VmState};
+use api::{Action, Answer, DrivePatch, Refusal, VmState};
 use blueprint::Draft;
 use machine::Controller;
 
@@ -38,6 +38,7 @@ impl Running {
                 memory::request(self.controller.handles(), asked.requested_size_mib)
             }
             Action::PatchPmem(asked) => memory::limit(self.controller.handles(), &asked),
+            Action::PatchDrive(asked) => self.patch_drive(asked),
             Action::PatchVm(VmState::Paused) => done(self.controller.pause()),
             Action::PatchVm(VmState::Resumed) => done(self.controller.resume()),
             Action::SendCtrlAltDel => done(self.controller.press_ctrl_alt_del()),
@@ -52,6 +53,28 @@ impl Running {
             Action::CreateSnapshot(_) => Err(refuse("snapshots are not supported yet")),
             _ => Err(refuse("the machine has no such device")),
         }
+    }
+
+    fn patch_drive(&mut self, asked: DrivePatch) -> Result<Answer, Refusal> {
+        let DrivePatch {
+            drive_id,
+            path_on_host,
+            rate_limiter,
+        } = asked;
+        let (path, limiter) = (path_on_host.as_deref(), rate_limiter.as_ref());
+        let answer = done(self.controller.update_drive(&drive_id, path, limiter))?;
+        let mut drives = self.draft.drives.iter_mut();
+        if let Some(drive) = drives.find(|drive| drive.drive_id == drive_id) {
+            if path_on_host.is_some() {
+                drive.path_on_host = path_on_host;
+            }
+            if let Some(new) = rate_limiter {
+                let limiter = drive.rate_limiter.get_or_insert_default();
+                limiter.bandwidth = new.bandwidth.or(limiter.bandwidth);
+                limiter.ops = new.ops.or(limiter.ops);
+            }
+        }
+        Ok(answer)
     }
 }
 

@@ -1,23 +1,29 @@
 //! The disk itself: requests are served inside of the notification, from guest
-//! memory to the file without a copy.
+//! memory to the file without a copy. Those that have to wait for the rate limiter stay
+//! in the queue until its timer.
 //!
 //! Invariant: nothing outside of the capacity at opening is read or written;
 //! every request gets a status, and a failed one never panics.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::FileTypeExt;
-use std::path::Path;
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
 
 use ram::{GuestMemory, volatile};
 use rustix::fs::FallocateFlags;
 use rustix::io::retry_on_intr;
 
 use super::spec::{
-    Config, F_BLK_SIZE, F_DISCARD, F_FLUSH, F_RO, F_SEG_MAX, F_WRITE_ZEROES, Header, ID_LEN,
-    Operation, RANGE_LEN, RANGE_UNMAP, Range, SECTOR, Status,
+    Config, F_BLK_SIZE, F_DISCARD, F_FLUSH, F_RO, F_SEG_MAX, F_WRITE_ZEROES, HEADER_LEN, Header,
+    ID_LEN, Operation, RANGE_LEN, RANGE_UNMAP, Range, SECTOR, Status,
 };
-use crate::{Activation, Buffers, Chain, DeviceType, Error, QueueError, VirtQueue, VirtioDevice};
+use crate::rate_limiter::{Limits, RateLimiter};
+use crate::{
+    Activation, Buffers, Chain, DeviceType, Error, EventSource, Interrupt, QueueError, VirtQueue,
+    VirtioDevice,
+};
 
 const QUEUE_SIZE: u16 = 256;
 /// A request is its segments, a header and a status.
@@ -31,14 +37,25 @@ const RANGES_MAX: u32 = 32;
 pub enum Access {
     /// Writes fail.
     ReadOnly,
-    /// Writes reach the file; a flush makes them durable.
+    /// Writes reach the file.
     ReadWrite,
+}
+
+/// What the guest is told of the cache between it and the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cache {
+    /// Nothing: it cannot flush, and what it wrote is as durable as the host's cache.
+    Unsafe,
+    /// A flush makes writes durable.
+    Writeback,
 }
 
 /// A disk.
 #[derive(Debug)]
 pub struct Block {
     disk: Disk,
+    cache: Cache,
+    limiter: RateLimiter,
     state: State,
 }
 
@@ -48,28 +65,86 @@ enum State {
     Live {
         memory: GuestMemory,
         queue: VirtQueue,
+        interrupt: Interrupt,
     },
 }
 
 /// The file and what is known of it.
 #[derive(Debug)]
 struct Disk {
+    path: PathBuf,
     file: File,
     access: Access,
     id: [u8; ID_LEN],
     sectors: u64,
-    /// The driver knows no flush, so that each write must be durable.
-    write_through: bool,
+    flushing: Flushing,
+}
+
+/// When written data become durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flushing {
+    /// When the host likes.
+    Never,
+    /// When the driver asks.
+    Asked,
+    /// The driver was offered a flush and knows none: with each write.
+    EachWrite,
 }
 
 impl Block {
     /// Opens `path`, whose length at this moment is the disk's capacity; what does
-    /// not fill a sector of 512 bytes at its end is left out. The guest sees the
-    /// first 20 bytes of `id` as serial number.
+    /// not fill a sector of 512 bytes at its end is left out.
     ///
     /// # Errors
-    /// [`Error::OpenDisk`], [`Error::NotADisk`].
-    pub fn open(path: &Path, access: Access, id: &str) -> Result<Self, Error> {
+    /// [`Error::OpenDisk`], [`Error::NotADisk`], [`Error::Host`].
+    pub fn open(path: &Path, access: Access, cache: Cache, limits: Limits) -> Result<Self, Error> {
+        let disk = Disk::open(path, access)?;
+        Ok(Self {
+            disk,
+            cache,
+            limiter: RateLimiter::new(limits)?,
+            state: State::Idle,
+        })
+    }
+
+    /// Puts the file at `path` in place of the one there is, or looks at its length anew if
+    /// it is the same; tells the driver. What was written before may not be durable.
+    ///
+    /// # Errors
+    /// [`Error::OpenDisk`], [`Error::NotADisk`]: nothing has changed then.
+    pub fn update_path(&mut self, path: &Path) -> Result<(), Error> {
+        let flushing = self.disk.flushing;
+        self.disk = Disk::open(path, self.disk.access)?;
+        self.disk.flushing = flushing;
+        if let State::Live { interrupt, .. } = &self.state {
+            interrupt.config_changed();
+        }
+        Ok(())
+    }
+
+    /// Replaces the limits that `limits` names; see [`RateLimiter::update`].
+    pub fn update_limiter(&mut self, limits: Limits) {
+        self.limiter.update(limits);
+    }
+
+    /// The limits that there are.
+    pub fn limits(&self) -> Limits {
+        self.limiter.limits()
+    }
+
+    /// The file behind it.
+    pub fn path(&self) -> &Path {
+        &self.disk.path
+    }
+
+    /// Capacity in sectors of 512 bytes.
+    pub fn sectors(&self) -> u64 {
+        self.disk.sectors
+    }
+}
+
+impl Disk {
+    fn open(path: &Path, access: Access) -> Result<Self, Error> {
         let file = OpenOptions::new()
             .read(true)
             .write(access == Access::ReadWrite)
@@ -78,19 +153,16 @@ impl Block {
                 path: path.into(),
                 source,
             })?;
-        Self::from_file(file, path, access, id)
+        Self::of(file, path, access)
     }
 
-    /// As [`Block::open`], for a file that is open already; `path` is for errors.
-    ///
-    /// # Errors
-    /// [`Error::OpenDisk`], [`Error::NotADisk`].
-    pub fn from_file(mut file: File, path: &Path, access: Access, id: &str) -> Result<Self, Error> {
+    fn of(mut file: File, path: &Path, access: Access) -> Result<Self, Error> {
         let failed = |source| Error::OpenDisk {
             path: path.into(),
             source,
         };
-        let kind = file.metadata().map_err(failed)?.file_type();
+        let metadata = file.metadata().map_err(failed)?;
+        let kind = metadata.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             return Err(Error::NotADisk { path: path.into() });
         }
@@ -99,26 +171,20 @@ impl Block {
         if !len.is_multiple_of(SECTOR) {
             tracing::warn!(?path, len, "the end of the disk does not fill a sector");
         }
-        let mut serial = [0; ID_LEN];
-        for (to, from) in serial.iter_mut().zip(id.bytes()) {
+        // As Firecracker: the same file has the same name in each machine.
+        let (dev, rdev, ino) = (metadata.dev(), metadata.rdev(), metadata.ino());
+        let mut id = [0; ID_LEN];
+        for (to, from) in id.iter_mut().zip(format!("{dev}{rdev}{ino}").bytes()) {
             *to = from;
         }
-        let disk = Disk {
+        Ok(Self {
+            path: path.into(),
             file,
             access,
-            id: serial,
+            id,
             sectors: len / SECTOR,
-            write_through: false,
-        };
-        Ok(Self {
-            disk,
-            state: State::Idle,
+            flushing: Flushing::Never,
         })
-    }
-
-    /// Capacity in sectors of 512 bytes.
-    pub fn sectors(&self) -> u64 {
-        self.disk.sectors
     }
 }
 
@@ -132,7 +198,11 @@ impl VirtioDevice for Block {
             Access::ReadOnly => F_RO,
             Access::ReadWrite => F_DISCARD | F_WRITE_ZEROES,
         };
-        access | F_SEG_MAX | F_BLK_SIZE | F_FLUSH
+        let cache = match self.cache {
+            Cache::Unsafe => 0,
+            Cache::Writeback => F_FLUSH,
+        };
+        access | cache | F_SEG_MAX | F_BLK_SIZE
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -151,11 +221,16 @@ impl VirtioDevice for Block {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), Error> {
-        self.disk.write_through = activation.features & F_FLUSH == 0;
+        self.disk.flushing = match self.cache {
+            Cache::Unsafe => Flushing::Never,
+            Cache::Writeback if activation.features & F_FLUSH == 0 => Flushing::EachWrite,
+            Cache::Writeback => Flushing::Asked,
+        };
         self.state = match activation.queues.into_iter().next() {
             Some(queue) => State::Live {
                 memory: activation.memory,
                 queue,
+                interrupt: activation.interrupt,
             },
             None => State::Idle,
         };
@@ -163,15 +238,65 @@ impl VirtioDevice for Block {
     }
 
     fn notify(&mut self, _queue: u16) -> Result<(), QueueError> {
-        match &mut self.state {
-            State::Idle => Ok(()),
-            State::Live { memory, queue } => queue.serve(memory, |chain| self.disk.serve(chain)),
+        let State::Live { memory, queue, .. } = &mut self.state else {
+            return Ok(());
+        };
+        loop {
+            while let Some(chain) = queue.pop(memory)? {
+                if !self.limiter.allow(data_bytes(&chain)) {
+                    // The timer brings us back; until then no kick is of use.
+                    queue.undo_pop();
+                    return queue.signal(memory);
+                }
+                let head = chain.head;
+                let written = self.disk.serve(chain);
+                queue.complete(memory, head, written)?;
+            }
+            if !queue.want_kick(memory)? {
+                return queue.signal(memory);
+            }
         }
     }
 
     fn reset(&mut self) {
         self.state = State::Idle;
     }
+}
+
+impl EventSource for Block {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.limiter.fd()
+    }
+
+    fn on_event(&mut self) {
+        if !self.limiter.acknowledge() {
+            return;
+        }
+        if let Err(error) = self.notify(0) {
+            tracing::warn!(%error, "disk needs a reset");
+            if let State::Live { interrupt, .. } = &self.state {
+                interrupt.needs_reset();
+            }
+        }
+    }
+}
+
+/// What a request costs in bytes: only what moves between guest and disk does.
+fn data_bytes(chain: &Chain<'_>) -> u64 {
+    let header = chain.readable.clone().read_array().map(Header::parse);
+    let bytes = match header.map(|header| header.operation) {
+        Some(Operation::Read) => chain.writable.len().saturating_sub(1),
+        Some(Operation::Write) => chain.readable.len().saturating_sub(HEADER_LEN),
+        Some(
+            Operation::Flush
+            | Operation::GetId
+            | Operation::Discard
+            | Operation::WriteZeroes
+            | Operation::Other,
+        )
+        | None => 0,
+    };
+    bytes as u64
 }
 
 /// A failed request, as the guest learns of it.
@@ -208,6 +333,7 @@ impl Disk {
             Operation::Read => return self.read(header.sector, input),
             Operation::GetId => return self.get_id(input),
             Operation::Write => self.write(header.sector, output),
+            Operation::Flush if self.flushing == Flushing::Never => Ok(()),
             Operation::Flush => self.flush(),
             Operation::Discard | Operation::WriteZeroes => self.clear(header.operation, output),
             Operation::Other => Err(Status::Unsupported),
@@ -249,10 +375,14 @@ impl Disk {
             output.take(n);
             at += n as u64;
         }
-        if self.write_through {
-            self.flush()
-        } else {
-            Ok(())
+        self.written()
+    }
+
+    /// After each change.
+    fn written(&self) -> Result<(), Status> {
+        match self.flushing {
+            Flushing::EachWrite => self.flush(),
+            Flushing::Never | Flushing::Asked => Ok(()),
         }
     }
 
@@ -298,11 +428,7 @@ impl Disk {
                     .map_err(io::Error::from)?;
             }
         }
-        if self.write_through {
-            self.flush()
-        } else {
-            Ok(())
-        }
+        self.written()
     }
 
     fn check_writable(&self) -> Result<(), Status> {

@@ -6,4 +6,4 @@ mod spec;
 #[cfg(test)]
 mod tests;
 
-pub use device::{Access, Block};
+pub use device::{Access, Block, Cache};

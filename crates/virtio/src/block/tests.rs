@@ -1,14 +1,17 @@
 //! The disk, by an honest and a hostile driver.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{Access, Block};
+use super::{Access, Block, Cache};
 use crate::fake_driver::{BUFFERS, Buffer, FakeDriver};
-use crate::{Error, feature};
+use crate::rate_limiter::{Limit, Limits};
+use crate::{Error, EventSource, feature};
 
 const SECTORS: u64 = 128;
 const HEADER: u64 = BUFFERS;
@@ -25,18 +28,24 @@ const DISCARD: u32 = 11;
 const WRITE_ZEROES: u32 = 13;
 
 struct Rig {
+    disk: Arc<Mutex<Block>>,
     driver: FakeDriver,
     file: tempfile::NamedTempFile,
 }
 
 /// A disk whose byte `n` is `pattern(n)`.
 fn rig(access: Access) -> Rig {
+    rig_with(access, Cache::Writeback, Limits::default())
+}
+
+fn rig_with(access: Access, cache: Cache, limits: Limits) -> Rig {
     let file = tempfile::NamedTempFile::new().unwrap();
     let bytes: Vec<u8> = (0..SECTORS * 512).map(pattern).collect();
     file.as_file().write_all_at(&bytes, 0).unwrap();
-    let disk = Block::open(file.path(), access, "disk-of-the-test-with-a-long-name").unwrap();
-    let driver = FakeDriver::start(Arc::new(Mutex::new(disk)));
-    Rig { driver, file }
+    let disk = Block::open(file.path(), access, cache, limits).unwrap();
+    let disk = Arc::new(Mutex::new(disk));
+    let driver = FakeDriver::start(disk.clone());
+    Rig { disk, driver, file }
 }
 
 fn pattern(at: u64) -> u8 {
@@ -160,10 +169,13 @@ fn parts_of_sectors_are_refused() {
 }
 
 #[test]
-fn the_identifier_is_the_first_20_bytes_of_the_name() {
+fn the_identifier_is_made_of_the_numbers_of_the_file() {
     let mut rig = rig(Access::ReadOnly);
     assert_eq!(rig.request(GET_ID, 0, &[Buffer::In(DATA, 20)]), (OK, 21));
-    assert_eq!(rig.driver.get(DATA, 21), b"disk-of-the-test-wit\0");
+    let metadata = rig.file.as_file().metadata().unwrap();
+    let mut id = format!("{}{}{}", metadata.dev(), metadata.rdev(), metadata.ino()).into_bytes();
+    id.resize(20, 0);
+    assert_eq!(rig.driver.get(DATA, 20), id);
     assert_eq!(
         rig.request(GET_ID, 0, &[Buffer::In(DATA, 19)]),
         (IO_ERROR, 1)
@@ -238,6 +250,132 @@ fn a_request_without_header_fails_and_one_without_status_comes_back() {
 }
 
 #[test]
+fn an_unsafe_cache_offers_no_flush_and_answers_one_all_the_same() {
+    let mut rig = rig_with(Access::ReadWrite, Cache::Unsafe, Limits::default());
+    assert_eq!(rig.driver.read(0x10) & 1 << 9, 0, "VIRTIO_BLK_F_FLUSH");
+    rig.driver.put(DATA, &[7; 512]);
+    assert_eq!(rig.request(WRITE, 0, &[Buffer::Out(DATA, 512)]), (OK, 1));
+    assert_eq!(rig.request(FLUSH, 0, &[]), (OK, 1));
+    assert_eq!(rig.on_disk(0, 512), [7; 512]);
+}
+
+/// Makes a read of a sector available and kicks.
+fn ask_for_a_sector(rig: &mut Rig) {
+    let mut header = READ.to_le_bytes().to_vec();
+    header.extend([0; 12]);
+    rig.driver.put(HEADER, &header);
+    let buffers = [
+        Buffer::Out(HEADER, 16),
+        Buffer::In(DATA, 512),
+        Buffer::In(STATUS, 1),
+    ];
+    rig.driver.add(0, &buffers);
+    rig.driver.kick(0);
+}
+
+fn limited_to(size: u64, refill_ms: u64) -> Limit {
+    Limit {
+        size,
+        one_time_burst: 0,
+        refill_ms,
+    }
+}
+
+/// What the event loop does.
+fn wait_and_serve(rig: &Rig) {
+    let mut disk = rig.disk.lock().unwrap();
+    let timer = disk.fd();
+    let mut fds = [PollFd::new(&timer, PollFlags::IN)];
+    let timeout = Timespec {
+        tv_sec: 10,
+        tv_nsec: 0,
+    };
+    assert_eq!(
+        poll(&mut fds, Some(&timeout)),
+        Ok(1),
+        "the timer never came"
+    );
+    disk.on_event();
+}
+
+#[test]
+fn a_request_over_the_limit_stays_in_the_queue_until_the_timer() {
+    for limits in [
+        Limits {
+            bandwidth: Some(limited_to(512, 200)),
+            ops: None,
+        },
+        Limits {
+            bandwidth: None,
+            ops: Some(limited_to(1, 200)),
+        },
+    ] {
+        let mut rig = rig_with(Access::ReadOnly, Cache::Unsafe, limits);
+        ask_for_a_sector(&mut rig);
+        assert!(rig.driver.used(0).is_some());
+        let start = Instant::now();
+        ask_for_a_sector(&mut rig);
+        assert_eq!(rig.driver.used(0), None);
+        rig.driver.kick(0);
+        assert_eq!(rig.driver.used(0), None, "a further kick changes nothing");
+        wait_and_serve(&rig);
+        assert!(start.elapsed() > Duration::from_millis(100));
+        assert!(rig.driver.used(0).is_some());
+        assert_eq!(rig.driver.get(STATUS, 1), [OK]);
+    }
+}
+
+#[test]
+fn new_limits_let_what_waits_pass() {
+    let hours = Limits {
+        bandwidth: None,
+        ops: Some(limited_to(1, 1 << 32)),
+    };
+    let mut rig = rig_with(Access::ReadOnly, Cache::Unsafe, hours);
+    ask_for_a_sector(&mut rig);
+    ask_for_a_sector(&mut rig);
+    assert!(rig.driver.used(0).is_some());
+    assert_eq!(rig.driver.used(0), None);
+    rig.disk.lock().unwrap().update_limiter(Limits {
+        bandwidth: None,
+        ops: Some(limited_to(0, 0)),
+    });
+    wait_and_serve(&rig);
+    assert!(rig.driver.used(0).is_some());
+}
+
+#[test]
+fn a_new_file_brings_its_capacity_and_an_interrupt() {
+    let mut rig = rig(Access::ReadWrite);
+    let other = tempfile::NamedTempFile::new().unwrap();
+    other.as_file().write_all_at(&[3; 1024], 0).unwrap();
+    rig.driver.handle_interrupt();
+    let generation = rig.driver.read(0xfc);
+    rig.disk.lock().unwrap().update_path(other.path()).unwrap();
+    assert_eq!(
+        rig.driver.handle_interrupt(),
+        2,
+        "a change of configuration"
+    );
+    assert_ne!(rig.driver.read(0xfc), generation);
+    assert_eq!(u64::from_le_bytes(rig.driver.config(0)), 2);
+    assert_eq!(rig.request(READ, 1, &[Buffer::In(DATA, 512)]), (OK, 513));
+    assert_eq!(rig.driver.get(DATA, 512), [3; 512]);
+    assert_eq!(
+        rig.request(READ, 2, &[Buffer::In(DATA, 512)]),
+        (IO_ERROR, 1)
+    );
+    let missing = rig
+        .disk
+        .lock()
+        .unwrap()
+        .update_path(&other.path().join("x"));
+    assert!(matches!(missing, Err(Error::OpenDisk { .. })));
+    assert_eq!(rig.disk.lock().unwrap().path(), other.path());
+    assert_eq!(rig.request(READ, 1, &[Buffer::In(DATA, 512)]), (OK, 513));
+}
+
+#[test]
 fn a_file_that_became_shorter_is_an_io_error() {
     let mut rig = rig(Access::ReadOnly);
     rig.file.as_file().set_len(600).unwrap();
@@ -259,7 +397,8 @@ fn reads_are_recorded_as_writes_to_memory() {
 #[test]
 fn what_is_no_disk_is_refused_with_its_path() {
     let dir = tempfile::tempdir().unwrap();
-    let open = |path| Block::open(path, Access::ReadOnly, "").unwrap_err();
+    let open =
+        |path| Block::open(path, Access::ReadOnly, Cache::Unsafe, Limits::default()).unwrap_err();
     assert!(matches!(open(dir.path()), Error::NotADisk { path } if path == dir.path()));
     let missing = dir.path().join("missing");
     assert!(matches!(open(&missing), Error::OpenDisk { path, .. } if path == missing));
@@ -270,9 +409,14 @@ fn the_end_of_a_file_that_fills_no_sector_is_left_out() {
     let file = tempfile::NamedTempFile::new().unwrap();
     File::set_len(file.as_file(), 1500).unwrap();
     assert_eq!(
-        Block::open(file.path(), Access::ReadOnly, "")
-            .unwrap()
-            .sectors(),
+        Block::open(
+            file.path(),
+            Access::ReadOnly,
+            Cache::Unsafe,
+            Limits::default()
+        )
+        .unwrap()
+        .sectors(),
         2
     );
 }

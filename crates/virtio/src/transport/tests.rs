@@ -424,8 +424,9 @@ proptest! {
     fn no_sequence_of_accesses_upsets_a_disk(moves in moves()) {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(64 << 10).unwrap();
-        let access = crate::block::Access::ReadWrite;
-        let disk = crate::block::Block::open(file.path(), access, "fuzz").unwrap();
+        let (access, cache) = (crate::block::Access::ReadWrite, crate::block::Cache::Writeback);
+        let limits = crate::rate_limiter::Limits::default();
+        let disk = crate::block::Block::open(file.path(), access, cache, limits).unwrap();
         play(Arc::new(Mutex::new(disk)), &moves);
         assert_eq!(file.as_file().metadata().unwrap().len(), 64 << 10);
     }

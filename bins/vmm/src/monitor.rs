@@ -13,8 +13,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-use api::{Limits, Serve, Server};
+use api::{Answering, Limits, Serve, Server};
 use blueprint::{Blueprint, CpuConfigDraft, Draft, MetricsDraft};
 use hv::Hypervisor;
 use machine::{Ended, Machine, Moment, Outcome, Running, Stdio, StopHandle};
@@ -32,6 +33,8 @@ use crate::metrics::Metrics;
 use crate::status::Status;
 use crate::surroundings;
 
+/// How long an answer may keep the process from its end.
+const ANSWER_PATIENCE: Duration = Duration::from_millis(500);
 /// Bytes of a configuration file.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 
@@ -314,7 +317,10 @@ fn serve(
         source,
     };
     let server = Server::bind(path, limits).map_err(failed)?;
-    let socket = Socket(path.clone());
+    let socket = Socket {
+        path: path.clone(),
+        answering: server.answering(),
+    };
     let counters = server.counters();
     let startup = startup_time(args);
     metrics.add(move || {
@@ -345,11 +351,16 @@ fn serve(
 }
 
 /// The API's socket, which nobody finds any more when the process ends.
-struct Socket(PathBuf);
+struct Socket {
+    path: PathBuf,
+    answering: Answering,
+}
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
+        // A guest may end before the client knows that it was started.
+        self.answering.wait(ANSWER_PATIENCE);
+        let _ = std::fs::remove_file(&self.path);
     }
 }
 

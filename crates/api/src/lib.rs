@@ -27,7 +27,7 @@ pub use bodies::{
     SnapshotHugePages, SnapshotLoad, SnapshotType, VmPatch, VmState, VsockOverride,
 };
 pub use counters::Counters;
-pub use http::{Limits, Server};
+pub use http::{Answering, Limits, Server};
 pub use routes::{Call, Method, RequestError, parse};
 
 /// The API as a document, for people and for generators of clients: OpenAPI 3.

@@ -128,7 +128,8 @@ fn parse_head(bytes: &[u8], body_bytes_max: usize) -> Result<Option<Head>, ReadE
         Ok(httparse::Status::Partial) => return Ok(None),
         Err(error) => return Err(ReadError::Malformed(error)),
     };
-    let mut keep_alive = parsed.version == Some(1);
+    // As in Firecracker for HTTP/1.0 too: clients count on it.
+    let mut keep_alive = true;
     let mut body_len = None;
     let mut expects_continue = false;
     for field in parsed.headers.iter() {

@@ -6,7 +6,7 @@
 mod message;
 mod server;
 
-pub use server::{Limits, Server};
+pub use server::{Answering, Limits, Server};
 
 #[cfg(test)]
 mod tests;

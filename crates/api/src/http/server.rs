@@ -8,7 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::Serve;
 use crate::action::{Answer as Outcome, Refusal};
@@ -51,6 +51,28 @@ pub struct Server {
     path: PathBuf,
     limits: Limits,
     counters: Arc<Counters>,
+    answering: Answering,
+}
+
+/// How many requests are being answered. Clones count the same ones.
+#[derive(Clone, Debug, Default)]
+pub struct Answering(Arc<AtomicUsize>);
+
+impl Answering {
+    /// Waits until no request is being answered, but no longer than `patience`: for a
+    /// process that ends because of one.
+    pub fn wait(&self, patience: Duration) {
+        let until = Instant::now() + patience;
+        while self.0.load(Ordering::SeqCst) > 0 && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Counts one until it is dropped.
+    fn one(&self) -> Place {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        Place(self.0.clone())
+    }
 }
 
 impl Server {
@@ -65,12 +87,18 @@ impl Server {
             path: path.to_path_buf(),
             limits,
             counters: Arc::default(),
+            answering: Answering::default(),
         })
     }
 
     /// Counts what comes in.
     pub fn counters(&self) -> Arc<Counters> {
         self.counters.clone()
+    }
+
+    /// What is being answered.
+    pub fn answering(&self) -> Answering {
+        self.answering.clone()
     }
 
     /// Serves until the process ends. Connections get threads of their own, which begin
@@ -97,13 +125,13 @@ impl Server {
             }
             let serve = serve.clone();
             let counters = self.counters.clone();
-            let limits = self.limits;
+            let (limits, answering) = (self.limits, self.answering.clone());
             let spawned = std::thread::Builder::new()
                 .name("api_connection".to_owned())
                 .stack_size(STACK_BYTES)
                 .spawn(move || {
                     let _place = place;
-                    converse(stream, serve.as_ref(), &counters, limits);
+                    converse(stream, serve.as_ref(), &counters, &answering, limits);
                 });
             if let Err(error) = spawned {
                 tracing::warn!("an API connection got no thread: {error}");
@@ -180,15 +208,25 @@ fn drain(mut stream: &UnixStream) {
 }
 
 /// Answers requests until the client is done, or says something that is not HTTP.
-fn converse(stream: UnixStream, serve: &dyn Serve, counters: &Counters, limits: Limits) {
+fn converse(
+    stream: UnixStream,
+    serve: &dyn Serve,
+    counters: &Counters,
+    answering: &Answering,
+    limits: Limits,
+) {
     if let Err(error) = stream.set_write_timeout(Some(WRITE_TIMEOUT)) {
         tracing::warn!("an API connection: {error}");
         return;
     }
     let mut requests = Requests::new(&stream, limits.body_bytes);
     loop {
-        let (answer, keep_alive) = match requests.next() {
-            Ok(Some(request)) => (answer(&request, serve, counters), request.keep_alive),
+        // Counted until its answer is written, or the connection is given up.
+        let (answer, keep_alive, _one) = match requests.next() {
+            Ok(Some(request)) => {
+                let one = answering.one();
+                (answer(&request, serve, counters), request.keep_alive, one)
+            }
             Ok(None) => return,
             Err(ReadError::Io(error)) => {
                 tracing::debug!("an API connection broke: {error}");

@@ -111,6 +111,16 @@ fn requests_follow_each_other_on_one_connection() {
 }
 
 #[test]
+fn a_client_that_speaks_http_1_0_keeps_its_connection_until_it_says_close() {
+    let rig = rig();
+    let one = "GET /version HTTP/1.0\r\n";
+    let text = rig.say(format!("{one}\r\n{one}\r\n").as_bytes());
+    assert_eq!(text.matches("HTTP/1.1 200").count(), 2, "{text}");
+    let text = rig.say(format!("{one}Connection: close\r\n\r\n{one}\r\n").as_bytes());
+    assert_eq!(text.matches("HTTP/1.1 200").count(), 1, "{text}");
+}
+
+#[test]
 fn what_is_not_understood_is_400_with_a_message_and_the_connection_lives() {
     let rig = rig();
     let bad = format!("{}GET /version HTTP/1.1\r\n\r\n", put("/entropy", "{"));

@@ -161,6 +161,16 @@ fn a_machine_lives_over_the_socket() {
 }
 
 #[test]
+fn a_client_learns_that_a_guest_was_started_which_ends_at_once() {
+    for _ in 0..10 {
+        let monitor = Monitor::start(&[]);
+        monitor.prepare(HALT);
+        assert_eq!(monitor.action("InstanceStart"), (204, Value::Null));
+        assert_eq!(monitor.end().0, Some(0));
+    }
+}
+
+#[test]
 fn a_paused_machine_is_silent_and_a_resumed_one_goes_on() {
     let monitor = Monitor::start(&[]);
     monitor.prepare(CHATTER);

@@ -4,8 +4,6 @@
 
 mod host;
 
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use firecracker_rs_sdk::firecracker::FirecrackerOption;
@@ -59,18 +57,6 @@ fn boot_source(host: &Host, code: &[u8]) -> BootSource {
 
 fn len(host: &Host) -> u64 {
     std::fs::metadata(host.path("console")).map_or(0, |file| file.len())
-}
-
-/// Bytes of the answer to `GET /vm/config`, its head included.
-fn config_answer_bytes(host: &Host) -> usize {
-    let mut stream = UnixStream::connect(host.path("api.sock")).unwrap();
-    stream
-        .write_all(b"GET /vm/config HTTP/1.0\r\n\r\n")
-        .unwrap();
-    stream.shutdown(std::net::Shutdown::Write).unwrap();
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).unwrap();
-    answer.len()
 }
 
 fn until(what: &str, mut done: impl FnMut() -> bool) {

@@ -171,6 +171,34 @@ fn a_client_learns_that_a_guest_was_started_which_ends_at_once() {
 }
 
 #[test]
+fn what_is_asked_for_and_not_there_yet_is_said() {
+    let monitor = Monitor::start(&[]);
+    let (disk, log) = (monitor.host.path("disk"), monitor.host.path("log"));
+    std::fs::write(&disk, [0; 512]).unwrap();
+    monitor.put("/logger", json!({"log_path": log, "level": "Warning"}));
+    monitor.put(
+        "/drives/a",
+        json!({"drive_id": "a", "is_root_device": false, "path_on_host": disk, "io_engine": "Async"}),
+    );
+    monitor.prepare(SPIN);
+    assert_eq!(monitor.action("InstanceStart").0, 204);
+    let log = std::fs::read_to_string(log).unwrap();
+    assert!(log.contains("io_engine Async is not there yet"), "{log}");
+
+    let monitor = Monitor::start(&[]);
+    let interface = json!({"iface_id": "e", "host_dev_name": "tap0"});
+    monitor.put("/network-interfaces/e", interface);
+    monitor.prepare(SPIN);
+    let (status, body) = monitor.action("InstanceStart");
+    assert_eq!(status, 400);
+    let message = body["fault_message"].as_str().unwrap();
+    assert!(
+        message.contains("not supported yet: network interfaces"),
+        "{message}"
+    );
+}
+
+#[test]
 fn a_paused_machine_is_silent_and_a_resumed_one_goes_on() {
     let monitor = Monitor::start(&[]);
     monitor.prepare(CHATTER);

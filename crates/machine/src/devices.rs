@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use blueprint::{Blueprint, CacheType};
+use blueprint::{Blueprint, CacheType, IoEngine};
 use bus::IrqLine;
 use chipset::{
     I8042, I8042_FIRST_PORT, I8042_PORTS, PowerEvents, SERIAL_PORTS, SLEEP_PORTS, Serial,
@@ -102,6 +102,12 @@ pub(crate) fn make(
             CacheType::Unsafe => Cache::Unsafe,
             CacheType::Writeback => Cache::Writeback,
         };
+        if drive.io_engine == IoEngine::Async {
+            tracing::warn!(
+                drive = drive.id,
+                "io_engine Async is not there yet: this drive is read and written as with Sync"
+            );
+        }
         let limits = limits(&drive.limiter);
         let block =
             Block::open(&drive.path, access, cache, limits).map_err(|source| Error::Drive {

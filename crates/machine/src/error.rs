@@ -7,7 +7,7 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum Error {
     /// Something that can be asked for and that no machine has yet.
-    #[error("{what} is not supported yet: leave it out of the configuration")]
+    #[error("not supported yet: {what}; leave it out of the configuration")]
     Missing {
         /// The device.
         what: &'static str,

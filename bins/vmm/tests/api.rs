@@ -181,9 +181,24 @@ fn what_is_asked_for_and_not_there_yet_is_said() {
         json!({"drive_id": "a", "is_root_device": false, "path_on_host": disk, "io_engine": "Async"}),
     );
     monitor.prepare(SPIN);
+    let more = json!({"smt": true, "track_dirty_pages": true, "huge_pages": "Transparent"});
+    assert_eq!(monitor.ask("PATCH", "/machine-config", Some(more)).0, 204);
+    let limiter = json!({"rate_limiter": {"size": 1, "refill_time": 1}});
+    monitor.put("/serial", limiter);
     assert_eq!(monitor.action("InstanceStart").0, 204);
     let log = std::fs::read_to_string(log).unwrap();
-    assert!(log.contains("io_engine Async is not there yet"), "{log}");
+    for what in [
+        "io_engine Async",
+        "smt",
+        "track_dirty_pages",
+        "huge_pages",
+        "serial's rate_limiter",
+    ] {
+        assert!(
+            log.contains(&format!("{what} is not there yet")),
+            "{what}: {log}"
+        );
+    }
 
     let monitor = Monitor::start(&[]);
     let interface = json!({"iface_id": "e", "host_dev_name": "tap0"});

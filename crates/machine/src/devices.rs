@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use blueprint::{Blueprint, CacheType, IoEngine};
+use blueprint::{Blueprint, CacheType, HugePages, IoEngine};
 use bus::IrqLine;
 use chipset::{
     I8042, I8042_FIRST_PORT, I8042_PORTS, PowerEvents, SERIAL_PORTS, SLEEP_PORTS, Serial,
@@ -60,6 +60,7 @@ pub(crate) fn make(
 ) -> Result<Devices, Error> {
     let ram = &memory.ram.clone();
     refuse_what_is_missing(blueprint)?;
+    warn_of_what_is_missing(blueprint);
     let output = blueprint.serial_out().map_or(Ok(stdout), open_serial_out)?;
     let console = Arc::new(Console::new(output, control.clone())?);
     let serial_line = line(interrupts, SERIAL_GSI);
@@ -137,6 +138,22 @@ pub(crate) fn make(
     }
     devices.add_memory_devices(blueprint, memory, interrupts)?;
     Ok(devices)
+}
+
+/// Says in the log what was asked for that changes nothing yet.
+fn warn_of_what_is_missing(blueprint: &Blueprint) {
+    let missing = [
+        ("smt", blueprint.smt()),
+        ("track_dirty_pages", blueprint.track_dirty_pages()),
+        ("huge_pages", blueprint.huge_pages() != HugePages::None),
+        (
+            "serial's rate_limiter",
+            blueprint.serial_limiter().is_some(),
+        ),
+    ];
+    for (what, _) in missing.into_iter().filter(|(_, asked)| *asked) {
+        tracing::warn!("{what} is not there yet: the machine runs without it");
+    }
 }
 
 /// What a blueprint may ask for and no machine has yet.

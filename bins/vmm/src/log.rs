@@ -5,8 +5,8 @@
 //! ```
 //! Level and origin are there when asked for. Only lines of the log begin without a space.
 //!
-//! Invariant: nobody waits for whoever reads it: a line that a full FIFO does not take is
-//! counted and lost. A place in the source that a guest or a client can make write again
+//! Invariant: nobody waits for whoever reads its file: a line that a full FIFO does not take
+//! is counted and lost. Standard error is somebody else's, and is waited for. A place in the source that a guest or a client can make write again
 //! and again writes ten lines in five seconds at most.
 
 use std::collections::HashMap;

@@ -110,10 +110,10 @@ pub(crate) fn run(args: &Args, status: &mut Status) -> Result<u8, Failure> {
         metadata.clone(),
     ));
     // Its socket goes with it, however this function is left.
-    let _socket = if args.no_api {
+    let mut api = if args.no_api {
         None
     } else {
-        Some(serve(args, &frontend, &metrics, &filters)?)
+        Some(Api::bind(args, &metrics)?)
     };
 
     let life = Life {
@@ -140,10 +140,13 @@ pub(crate) fn run(args: &Args, status: &mut Status) -> Result<u8, Failure> {
                 .map_err(|source| Failure::Config { path, source })?;
             let built = life.start(&blueprint, draft.metrics.as_ref())?;
             frontend.started(draft, built.running.controller());
+            // Not before: a client must not prepare another machine meanwhile.
+            serve(&mut api, &frontend, &filters)?;
             Some(built)
         }
         None => {
             life.open_metrics(None)?;
+            serve(&mut api, &frontend, &filters)?;
             life.await_start(&from_others)
         }
     };
@@ -300,38 +303,61 @@ impl Life<'_> {
     }
 }
 
-/// Serves the API on a thread that lives as long as the process.
-fn serve(
-    args: &Args,
-    frontend: &Arc<Frontend>,
-    metrics: &Metrics,
-    filters: &Choice,
-) -> Result<Socket, Failure> {
-    let path = &args.api_sock;
-    let limits = Limits {
-        body_bytes: args.http_api_max_payload_size,
-        ..Limits::default()
+/// The API's socket, which nobody finds any more when the process ends. Clients that come
+/// before [`serve`] wait.
+struct Api {
+    path: PathBuf,
+    /// Until a thread has it.
+    server: Option<Server>,
+    answering: Answering,
+}
+
+impl Api {
+    fn bind(args: &Args, metrics: &Metrics) -> Result<Self, Failure> {
+        let path = &args.api_sock;
+        let limits = Limits {
+            body_bytes: args.http_api_max_payload_size,
+            ..Limits::default()
+        };
+        let server = Server::bind(path, limits).map_err(|source| Failure::ApiSocket {
+            path: path.clone(),
+            source,
+        })?;
+        let counters = server.counters();
+        let startup = startup_time(args);
+        metrics.add(move || {
+            let mut groups: std::collections::BTreeMap<String, Value> = counters
+                .totals()
+                .into_iter()
+                .map(|(name, counts)| (name.to_owned(), json!(counts)))
+                .collect();
+            groups.insert("api_server".to_owned(), startup.clone());
+            groups
+        });
+        Ok(Self {
+            path: path.clone(),
+            answering: server.answering(),
+            server: Some(server),
+        })
+    }
+}
+
+impl Drop for Api {
+    fn drop(&mut self) {
+        // A guest may end before the client knows that it was started.
+        self.answering.wait(ANSWER_PATIENCE);
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Serves the API, if there is one, on a thread that lives as long as the process.
+fn serve(api: &mut Option<Api>, frontend: &Arc<Frontend>, filters: &Choice) -> Result<(), Failure> {
+    let Some((path, server)) = api
+        .as_mut()
+        .and_then(|api| Some((&api.path, api.server.take()?)))
+    else {
+        return Ok(());
     };
-    let failed = |source| Failure::ApiSocket {
-        path: path.clone(),
-        source,
-    };
-    let server = Server::bind(path, limits).map_err(failed)?;
-    let socket = Socket {
-        path: path.clone(),
-        answering: server.answering(),
-    };
-    let counters = server.counters();
-    let startup = startup_time(args);
-    metrics.add(move || {
-        let mut groups: std::collections::BTreeMap<String, Value> = counters
-            .totals()
-            .into_iter()
-            .map(|(name, counts)| (name.to_owned(), json!(counts)))
-            .collect();
-        groups.insert("api_server".to_owned(), startup.clone());
-        groups
-    });
     let serve: Arc<dyn Serve> = frontend.clone();
     let filter = filters.of(filter::API, Filter::for_household)?;
     std::thread::Builder::new()
@@ -346,22 +372,11 @@ fn serve(
             };
             tracing::error!("the API's socket failed: {error}");
         })
-        .map_err(failed)?;
-    Ok(socket)
-}
-
-/// The API's socket, which nobody finds any more when the process ends.
-struct Socket {
-    path: PathBuf,
-    answering: Answering,
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        // A guest may end before the client knows that it was started.
-        self.answering.wait(ANSWER_PATIENCE);
-        let _ = std::fs::remove_file(&self.path);
-    }
+        .map(drop)
+        .map_err(|source| Failure::ApiSocket {
+            path: path.clone(),
+            source,
+        })
 }
 
 /// Time from the jailer's start, in Firecracker's words.

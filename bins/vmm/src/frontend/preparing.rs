@@ -128,9 +128,12 @@ fn put<T>(list: &mut Vec<T>, asked: T, name: impl Fn(&T) -> String) {
 }
 
 fn readable(what: &str, path: &Path) -> Result<(), Refusal> {
-    File::open(path)
-        .map(drop)
-        .map_err(|error| refuse(&format!("failed to open {what} {path:?}: {error}")))
+    let failed = |error| refuse(&format!("failed to open {what} {path:?}: {error}"));
+    // Opening a FIFO would wait, and every other client with it.
+    if !std::fs::metadata(path).map_err(failed)?.is_file() {
+        return Err(refuse(&format!("{what} {path:?} is not a file")));
+    }
+    File::open(path).map(drop).map_err(failed)
 }
 
 /// What a drive's or pmem device's file must be; it is opened again at the start.

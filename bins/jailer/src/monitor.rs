@@ -11,7 +11,7 @@ use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use rustix::process::{Pid, getpid, getsid, setsid};
+use rustix::process::{Pid, getpid, setsid};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use rustix::time::{ClockId, clock_gettime};
@@ -19,7 +19,7 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::confined;
 use crate::error::{Error, at, host};
 use crate::plan::Plan;
-use crate::processes::{Forked, fork, unshare_pids_of_children};
+use crate::processes::{Forked, fork, leads_session, unshare_pids_of_children};
 
 /// When this process began and what it used since: the monitor tells its start-up time
 /// including it.
@@ -92,7 +92,7 @@ pub(crate) fn start(plan: &Plan, mut clocks: Clocks) -> Result<(), Error> {
     let mut note =
         |pid: Pid| write!(pid_file, "{}", pid.as_raw_nonzero()).map_err(at("write", &path));
     if plan.new_pid_ns {
-        let leads = getsid(None).map_err(host("get the session"))? == getpid();
+        let leads = leads_session();
         unshare_pids_of_children().map_err(host("make a PID namespace"))?;
         match fork().map_err(host("fork"))? {
             Forked::Parent(monitor) => return note(monitor),

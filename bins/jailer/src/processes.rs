@@ -2,7 +2,7 @@
 //! have: what of this program needs `unsafe`.
 //!
 //! Invariant: called by a process of one thread only.
-#![allow(unsafe_code)] // fork(2), unshare(2), and descriptors that are not ours
+#![allow(unsafe_code)] // fork(2), unshare(2), getsid(2), and descriptors that are not ours
 
 use std::io;
 
@@ -44,6 +44,13 @@ pub(crate) fn fork() -> io::Result<Forked> {
             _ => Err(io::Error::last_os_error()),
         },
     }
+}
+
+/// Whether this process is the leader of its session. A container's first process may
+/// be in a session whose leader is outside, which reads as 0: no valid [`Pid`].
+pub(crate) fn leads_session() -> bool {
+    // SAFETY: neither call touches memory, and neither can fail for the caller itself.
+    unsafe { libc::getsid(0) == libc::getpid() }
 }
 
 /// Gives this process mounts of its own, which begin as those that it sees.

@@ -103,8 +103,30 @@ fn a_daemon_has_no_terminal_and_its_own_session() {
         inmate.pid.to_string(),
         "a leader could get a terminal"
     );
-    let own = rustix::process::getsid(None).unwrap().as_raw_nonzero();
-    assert_ne!(session, own.to_string());
+    let own = fs::read_to_string("/proc/self/stat").unwrap();
+    let own = own.rsplit(") ").next().unwrap().split(' ').nth(3);
+    assert_ne!(Some(session), own);
+}
+
+/// In a container whose session's leader is outside: getsid(2) says 0 there.
+#[test]
+fn a_session_without_a_visible_leader_is_none_of_ours() {
+    let jail = Jail::new();
+    let jailer = jail.command(&["--new-pid-ns"]);
+    let mut outside = Command::new("unshare");
+    outside
+        .args(["--pid", "--fork"])
+        .arg(jailer.get_program())
+        .args(jailer.get_args());
+    if !jails_are_possible() {
+        return;
+    }
+    let output = outside.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let path = jail.root().join("inmate.pid");
+    assert_eq!(fs::read_to_string(&path).unwrap(), "2");
+    // The number means another process here, which the harness must not kill.
+    fs::remove_file(path).unwrap();
 }
 
 #[test]

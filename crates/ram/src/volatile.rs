@@ -62,6 +62,40 @@ pub fn write_at(file: impl AsFd, from: &[Slice<'_>], offset: u64) -> io::Result<
     })
 }
 
+/// Reads from what has no offsets, such as a device; 0 is its end.
+///
+/// # Errors
+/// The kernel's, interruptions excepted.
+pub fn read(file: impl AsFd, into: &[Slice<'_>]) -> io::Result<usize> {
+    let pieces = pieces(into);
+    // SAFETY: as in `read_at`.
+    let n = retry(|| unsafe {
+        libc::readv(
+            file.as_fd().as_raw_fd(),
+            pieces.as_ptr(),
+            pieces.len() as i32,
+        )
+    })?;
+    record(into, n);
+    Ok(n)
+}
+
+/// Writes into what has no offsets, such as a device.
+///
+/// # Errors
+/// The kernel's, interruptions excepted.
+pub fn write(file: impl AsFd, from: &[Slice<'_>]) -> io::Result<usize> {
+    let pieces = pieces(from);
+    // SAFETY: as in `write_at`.
+    retry(|| unsafe {
+        libc::writev(
+            file.as_fd().as_raw_fd(),
+            pieces.as_ptr(),
+            pieces.len() as i32,
+        )
+    })
+}
+
 /// Receives from a stream socket without waiting; 0 is its end.
 ///
 /// # Errors

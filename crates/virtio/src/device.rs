@@ -20,6 +20,8 @@ pub mod feature {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum DeviceType {
+    /// A network interface.
+    Net = 1,
     /// A disk.
     Block = 2,
     /// A source of random bytes.

@@ -3,8 +3,12 @@
 //! Invariant: a queue that answered with an error answers nothing else until the
 //! device is reset, as the ring cannot be trusted any more.
 
-use ram::GuestMemory;
+use std::num::Wrapping;
+use std::sync::atomic::{Ordering, fence};
+
+use ram::{Gpa, GuestMemory};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::Bytes;
 
 use crate::{Chain, Interrupt};
 
@@ -36,12 +40,15 @@ pub struct VirtQueue {
     pub(crate) broken: bool,
     /// Something was completed since the driver was last told.
     pub(crate) untold: bool,
+    /// The ring's next used entry when the driver was last told.
+    told: Wrapping<u16>,
 }
 
 impl VirtQueue {
     /// Wraps a ring that the transport checked.
     pub(crate) fn new(ring: Queue, interrupt: Interrupt) -> Self {
         Self {
+            told: Wrapping(ring.next_used()),
             ring,
             interrupt,
             broken: false,
@@ -67,6 +74,12 @@ impl VirtQueue {
             .map_err(|error| self.broke(error))
     }
 
+    /// Puts the queue out of service for request `head`, which is against the device's
+    /// rules; returns the error to say so.
+    pub(crate) fn refuse(&mut self, head: u16, why: &'static str) -> QueueError {
+        self.broke(QueueError::Chain { head, why })
+    }
+
     /// Puts the request that was popped last back, to be popped again.
     pub fn undo_pop(&mut self) {
         self.ring.go_to_previous_position();
@@ -90,6 +103,34 @@ impl VirtQueue {
             .map_err(|_| self.broke(QueueError::Ring))
     }
 
+    /// Gives requests back, each with how many bytes of it were filled in, so that the
+    /// driver sees all of them or none (virtio 1.2 §5.1.6.4.1 asks for that).
+    ///
+    /// # Errors
+    /// [`QueueError::Ring`]; the device then needs a reset.
+    pub fn complete_together(
+        &mut self,
+        memory: &GuestMemory,
+        requests: &[(u16, u32)],
+    ) -> Result<(), QueueError> {
+        let Some((&(last, written), others)) = requests.split_last() else {
+            return Ok(());
+        };
+        self.check()?;
+        for &(head, written) in others {
+            // §2.7.8: the driver's eyes are on what the index, written with the last of
+            // them, covers.
+            let next = self.ring.next_used();
+            let slot = u64::from(next % self.ring.size());
+            let entry = [u32::from(head).to_le_bytes(), written.to_le_bytes()];
+            let at = self.ring.used_ring().checked_add(4 + 8 * slot).map(Gpa);
+            at.and_then(|at| memory.write_slice(entry.as_flattened(), at).ok())
+                .ok_or_else(|| self.broke(QueueError::Ring))?;
+            self.ring.set_next_used(next.wrapping_add(1));
+        }
+        self.complete(memory, last, written)
+    }
+
     /// Interrupts the driver, if something was completed and it wants to know.
     ///
     /// # Errors
@@ -99,10 +140,24 @@ impl VirtQueue {
         if !std::mem::take(&mut self.untold) {
             return Ok(());
         }
-        match self.ring.needs_notification(memory) {
-            Ok(true) => self.interrupt.used_buffer(),
-            Ok(false) => {}
-            Err(_) => return Err(self.broke(QueueError::Ring)),
+        let used = Wrapping(self.ring.next_used());
+        let told = std::mem::replace(&mut self.told, used);
+        if !self.ring.event_idx_enabled() {
+            self.interrupt.used_buffer();
+            return Ok(());
+        }
+        // What was completed is to be seen before the driver's wish is read.
+        fence(Ordering::SeqCst);
+        // §2.7.7: `used_event` lies behind the available ring. The queue's own count does
+        // not know what was completed together.
+        let offset = 4 + 2 * u64::from(self.ring.size());
+        let at = self.ring.avail_ring().checked_add(offset).map(Gpa);
+        let event = at
+            .and_then(|at| memory.load::<u16>(at, Ordering::Relaxed).ok())
+            .map(|event| Wrapping(u16::from_le(event)))
+            .ok_or_else(|| self.broke(QueueError::Ring))?;
+        if used - event - Wrapping(1) < used - told {
+            self.interrupt.used_buffer();
         }
         Ok(())
     }
@@ -139,6 +194,12 @@ impl VirtQueue {
                 return self.signal(memory);
             }
         }
+    }
+
+    /// As if the last completed request had not been told of.
+    pub(crate) fn set_untold(&mut self) {
+        self.untold = true;
+        self.told = Wrapping(self.ring.next_used()) - Wrapping(1);
     }
 
     fn check(&self) -> Result<(), QueueError> {

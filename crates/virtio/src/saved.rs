@@ -69,7 +69,9 @@ impl VirtQueue {
         };
         let ring = virtio_queue::Queue::try_from(state).map_err(|_| QueueError::Ring)?;
         let mut queue = Self::new(ring, interrupt);
-        queue.untold = saved.untold;
+        if saved.untold {
+            queue.set_untold();
+        }
         queue.broken = saved.broken;
         Ok(queue)
     }

@@ -19,9 +19,9 @@ use std::time::{Duration, Instant};
 use ram::volatile;
 use rustix::net::SendFlags;
 
-use super::poller::{Poller, Ready, Token};
 use super::spec::{Header, Operation, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use crate::Buffers;
+use crate::poller::{Poller, Ready, Token};
 
 /// Room for what the guest sends, as Firecracker.
 pub(super) const BUFFER_BYTES: u32 = 64 << 10;

@@ -7,8 +7,8 @@ use ram::GuestMemory;
 
 use super::listener::Listener;
 use super::muxer::Muxer;
-use super::poller::Poller;
 use super::spec::{HEADER_LEN, HOST_CID, Header};
+use crate::poller::Poller;
 use crate::{
     Activation, DeviceType, Error, EventSource, Interrupt, QueueError, VirtQueue, VirtioDevice,
 };

@@ -20,7 +20,6 @@ mod connection;
 mod device;
 mod listener;
 mod muxer;
-mod poller;
 mod spec;
 
 #[cfg(test)]

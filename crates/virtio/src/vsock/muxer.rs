@@ -14,9 +14,9 @@ use rustix::net::RecvFlags;
 
 use super::connection::{BUFFER_BYTES, Connection, PATIENCE, Verdict};
 use super::listener::Listener;
-use super::poller::{Poller, Token};
 use super::spec::{HOST_CID, Header, Operation, TYPE_STREAM};
 use crate::Buffers;
+use crate::poller::{Poller, Token};
 
 /// Connections and greetings at most, as Firecracker.
 pub(super) const CONNECTIONS_MAX: usize = 1023;

@@ -1,8 +1,8 @@
 //! One descriptor for all the sockets and the timer of a device.
 //!
-//! Sockets are polled edge-triggered: the connections remember what they may
-//! read or write, so that one with data which its guest does not take neither
-//! keeps the event loop busy nor needs to be re-registered.
+//! They are polled edge-triggered: devices remember what they may read or write, so
+//! that a descriptor with data which the guest does not take neither keeps the event
+//! loop busy nor needs to be re-registered.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -19,16 +19,16 @@ use crate::Error;
 
 /// Names a polled socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct Token(pub(super) u64);
+pub(crate) struct Token(pub(crate) u64);
 
 /// What happened to a socket.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Ready {
-    pub(super) token: Token,
-    pub(super) readable: bool,
-    pub(super) writable: bool,
+pub(crate) struct Ready {
+    pub(crate) token: Token,
+    pub(crate) readable: bool,
+    pub(crate) writable: bool,
     /// The other end is closed in both directions.
-    pub(super) hung_up: bool,
+    pub(crate) hung_up: bool,
 }
 
 /// A socket whose other end reads would wake us each time if it were polled for
@@ -40,13 +40,13 @@ const TIMER: Token = Token(u64::MAX);
 const EVENTS_MAX: usize = 64;
 
 #[derive(Debug)]
-pub(super) struct Poller {
+pub(crate) struct Poller {
     epoll: OwnedFd,
     timer: OwnedFd,
 }
 
 impl Poller {
-    pub(super) fn new() -> Result<Self, Error> {
+    pub(crate) fn new() -> Result<Self, Error> {
         let host = |doing| {
             move |e: rustix::io::Errno| Error::Host {
                 doing,
@@ -65,14 +65,14 @@ impl Poller {
     }
 
     /// Polls `socket` for input until it is closed or removed.
-    pub(super) fn add(&self, socket: impl AsFd, token: Token) -> io::Result<()> {
+    pub(crate) fn add(&self, socket: impl AsFd, token: Token) -> io::Result<()> {
         let data = EventData::new_u64(token.0);
         Ok(epoll::add(&self.epoll, socket, data, INPUT)?)
     }
 
     /// Polls `socket`, which was added, for room to write as well, or no more.
     /// What is ready already counts as happening now.
-    pub(super) fn poll_output(&self, socket: impl AsFd, token: Token, wanted: bool) {
+    pub(crate) fn poll_output(&self, socket: impl AsFd, token: Token, wanted: bool) {
         let output = if wanted {
             EventFlags::OUT
         } else {
@@ -83,13 +83,19 @@ impl Poller {
         debug_assert!(changed.is_ok(), "the socket was added");
     }
 
-    pub(super) fn remove(&self, socket: impl AsFd) {
+    /// Polls `file`, which was added, anew: input that is there already counts as
+    /// happening now.
+    pub(crate) fn again(&self, file: impl AsFd, token: Token) {
+        self.poll_output(file, token, false);
+    }
+
+    pub(crate) fn remove(&self, socket: impl AsFd) {
         // It only fails for what is not there.
         let _ = epoll::delete(&self.epoll, socket);
     }
 
     /// What happened meanwhile, and whether the alarm went off.
-    pub(super) fn take(&self) -> (Vec<Ready>, bool) {
+    pub(crate) fn take(&self) -> (Vec<Ready>, bool) {
         let mut events = Vec::with_capacity(EVENTS_MAX);
         // A failure leaves no events; the next wake tries again.
         let _ = epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&ZERO));
@@ -117,9 +123,9 @@ impl Poller {
     }
 
     /// Has the descriptor readable once `after` is over; replaces an earlier alarm.
-    pub(super) fn set_alarm(&self, after: Duration) {
+    pub(crate) fn set_alarm(&self, after: Duration) {
         // Zero would switch it off.
-        let after = after.max(Duration::from_millis(1));
+        let after = after.max(Duration::from_nanos(1));
         let once = Itimerspec {
             it_interval: ZERO,
             it_value: Timespec {

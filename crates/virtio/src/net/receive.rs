@@ -1,0 +1,243 @@
+//! From the link or the neighbour into the guest's buffers.
+
+use std::collections::VecDeque;
+use std::io;
+use std::time::Instant;
+
+use ram::GuestMemory;
+use ram::volatile::{self, Slice};
+
+use super::counters::{add, count};
+use super::device::{Live, QUEUE_SIZE, Wires};
+use super::spec::{HEADER_LEN, NUM_BUFFERS, SHORT_FRAME};
+use crate::chain::Buffers;
+use crate::rate_limiter::RateLimiter;
+use crate::{QueueError, VirtQueue};
+
+/// Frames given to the guest at one go.
+const FRAMES_MAX: u16 = QUEUE_SIZE;
+
+/// A frame that the guest does not see yet: buffers and how much of each is filled.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Held {
+    pub(super) buffers: Vec<(u16, u32)>,
+    /// All of them together.
+    pub(super) bytes: usize,
+}
+
+/// Buffers of the guest that were taken from the queue, to be filled from the front.
+#[derive(Debug, Default)]
+struct Room<'m> {
+    buffers: VecDeque<(u16, Buffers<'m>)>,
+    bytes: usize,
+}
+
+impl<'m> Room<'m> {
+    /// The first `bytes` of it, piece by piece.
+    fn pieces(&self, bytes: usize) -> Vec<Slice<'m>> {
+        let mut pieces = Vec::new();
+        let mut left = bytes;
+        for (_, buffer) in &self.buffers {
+            if left == 0 {
+                break;
+            }
+            let mut front = buffer.clone().take(left);
+            left -= front.len();
+            pieces.extend_from_slice(front.pieces());
+        }
+        pieces
+    }
+
+    /// Writes `bytes` at `offset`, as much as there is room for.
+    fn write(&self, offset: usize, bytes: &[u8]) {
+        let (mut skip, mut left) = (offset, bytes);
+        for (_, buffer) in &self.buffers {
+            let mut buffer = buffer.clone();
+            skip -= buffer.take(skip).len();
+            let n = buffer.write(left);
+            left = left.get(n..).unwrap_or_default();
+            if left.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// Says in the frame of `bytes` in how many buffers it is.
+    fn write_count(&self, bytes: usize) {
+        let mut left = bytes;
+        let mut buffers: u16 = 0;
+        for (_, buffer) in &self.buffers {
+            if left == 0 {
+                break;
+            }
+            left = left.saturating_sub(buffer.len());
+            // A queue has 256.
+            buffers += 1;
+        }
+        self.write(NUM_BUFFERS, &buffers.to_le_bytes());
+    }
+
+    /// Takes the buffers that `bytes` fill out of it.
+    fn filled(&mut self, bytes: usize) -> Held {
+        let mut held = Held {
+            buffers: Vec::new(),
+            bytes,
+        };
+        let mut left = bytes;
+        while left > 0
+            && let Some((head, buffer)) = self.buffers.pop_front()
+        {
+            let here = left.min(buffer.len());
+            self.bytes -= buffer.len();
+            left -= here;
+            held.buffers.push((head, here as u32));
+        }
+        held
+    }
+}
+
+impl Live {
+    /// Gives the guest what there is for it, as far as it has buffers and the limiter lets
+    /// it, up to [`FRAMES_MAX`].
+    pub(super) fn receive(
+        &mut self,
+        limiter: &mut RateLimiter,
+        wires: &mut Wires,
+        now: Instant,
+    ) -> Result<(), QueueError> {
+        if let Some(held) = self.held.take() {
+            if !limiter.allow(held.bytes as u64) {
+                self.held = Some(held);
+                return Ok(());
+            }
+            self.show(&held, wires)?;
+        }
+        let nothing = !wires.link_has_frames && wires.neighbour.is_none();
+        if nothing {
+            return self.rx.signal(&self.memory);
+        }
+        // Holds the memory, not the device.
+        let memory = self.memory.clone();
+        let mut room = Room::default();
+        let mut frames = 0;
+        let (merges, wanted) = (self.merges(), self.frame_room());
+        loop {
+            let full = fill(&mut room, &mut self.rx, &memory, merges, wanted)?;
+            if frames == FRAMES_MAX {
+                wires.come_back();
+                break;
+            }
+            let Some((bytes, from)) = wires.next(&room, full.then_some(wanted), now) else {
+                break;
+            };
+            let held = room.filled(bytes);
+            frames += 1;
+            if from == From::Link && !limiter.allow(bytes as u64) {
+                count(&wires.counters.rx_rate_limiter_throttled);
+                self.held = Some(held);
+                break;
+            }
+            self.show(&held, wires)?;
+        }
+        for _ in &room.buffers {
+            self.rx.undo_pop();
+        }
+        self.rx.signal(&self.memory)
+    }
+
+    /// Lets the guest see a frame.
+    pub(super) fn show(&mut self, held: &Held, wires: &Wires) -> Result<(), QueueError> {
+        let counters = &wires.counters;
+        count(&counters.rx_packets_count);
+        add(&counters.rx_count, held.buffers.len());
+        add(&counters.rx_bytes_count, held.bytes);
+        self.rx.complete_together(&self.memory, &held.buffers)
+    }
+}
+
+/// Whose frame it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum From {
+    Link,
+    Neighbour,
+}
+
+/// Takes buffers from the queue until there is room for `wanted` bytes; without merging,
+/// one buffer. Returns whether there is.
+fn fill<'m>(
+    room: &mut Room<'m>,
+    queue: &mut VirtQueue,
+    memory: &'m GuestMemory,
+    merges: bool,
+    wanted: usize,
+) -> Result<bool, QueueError> {
+    while room.bytes < wanted {
+        match queue.pop(memory)? {
+            Some(chain) => {
+                // §5.1.6.3.1 asks drivers for these sizes.
+                let least = if merges { 1 } else { wanted };
+                if chain.writable.len() < least {
+                    let why = "a buffer for frames is too small";
+                    return Err(queue.refuse(chain.head, why));
+                }
+                room.bytes += chain.writable.len();
+                room.buffers.push_back((chain.head, chain.writable));
+            }
+            // Only now do we want to hear of new ones.
+            None if queue.want_kick(memory)? => {}
+            None => break,
+        }
+    }
+    Ok(room.bytes >= wanted)
+}
+
+impl Wires {
+    /// Puts the next frame into the room, the neighbour's before the link's; returns its
+    /// length, header included. The link's may need `wanted` bytes, if they are there.
+    fn next(
+        &mut self,
+        room: &Room<'_>,
+        wanted: Option<usize>,
+        now: Instant,
+    ) -> Option<(usize, From)> {
+        if room.bytes >= SHORT_FRAME
+            && let Some(neighbour) = &mut self.neighbour
+            && let Some(frame) = neighbour.next_frame(now)
+        {
+            room.write(0, &[0; HEADER_LEN]);
+            room.write(HEADER_LEN, &frame);
+            let bytes = (HEADER_LEN + frame.len()).min(room.bytes);
+            room.write_count(bytes);
+            return Some((bytes, From::Neighbour));
+        }
+        if !self.link_has_frames {
+            return None;
+        }
+        let Some(wanted) = wanted else {
+            count(&self.counters.no_rx_avail_buffer);
+            return None;
+        };
+        match volatile::read(&self.link, &room.pieces(wanted)) {
+            Ok(bytes) if bytes >= HEADER_LEN => {
+                room.write_count(bytes);
+                return Some((bytes, From::Link));
+            }
+            Ok(bytes) => {
+                count(&self.counters.rx_fails);
+                tracing::debug!(bytes, "frame for the guest is none");
+                self.link_has_frames = false;
+                if bytes > 0 {
+                    self.come_back();
+                }
+            }
+            Err(error) => {
+                self.link_has_frames = false;
+                if error.kind() != io::ErrorKind::WouldBlock {
+                    count(&self.counters.tap_read_fails);
+                    tracing::debug!(%error, "no frame from the link");
+                }
+            }
+        }
+        None
+    }
+}

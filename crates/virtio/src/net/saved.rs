@@ -1,0 +1,94 @@
+//! What a snapshot keeps of an interface: frames in its buffers, not those on the cable.
+
+use ram::GuestRam;
+use serde::{Deserialize, Serialize};
+
+use super::device::{Link, Live, Neighbour, Net, Offloads, State};
+use crate::rate_limiter::{RateLimiter, SavedLimiter};
+use crate::{Error, Interrupt, SavedQueue, VirtQueue};
+
+/// An interface in a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedNet {
+    /// Its address.
+    pub mac: Option<[u8; 6]>,
+    /// The largest packet.
+    pub mtu: Option<u16>,
+    /// Of what the guest receives.
+    pub rx_limiter: SavedLimiter,
+    /// Of what it sends.
+    pub tx_limiter: SavedLimiter,
+    /// What there is only while the driver works.
+    pub live: Option<SavedLive>,
+}
+
+/// What there is only while the driver works.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedLive {
+    /// What was negotiated.
+    pub features: u64,
+    /// For frames to the guest, then of the guest.
+    pub queues: [SavedQueue; 2],
+}
+
+impl Net {
+    /// What a snapshot is to keep. A frame that the limiter held back reaches the guest
+    /// now; the vCPUs stand still.
+    ///
+    /// # Errors
+    /// [`Error::Saved`]: the driver's ring is broken, and it was not told yet.
+    pub fn save(&mut self) -> Result<SavedNet, Error> {
+        if let State::Live(live) = &mut self.state
+            && let Some(held) = live.held.take()
+        {
+            live.show(&held, &self.wires)
+                .map_err(|_| Error::Saved { device: "net" })?;
+        }
+        Ok(SavedNet {
+            mac: self.wires.mac,
+            mtu: self.mtu,
+            rx_limiter: self.rx_limiter.save(),
+            tx_limiter: self.tx_limiter.save(),
+            live: match &self.state {
+                State::Idle => None,
+                State::Live(live) => Some(SavedLive {
+                    features: live.features,
+                    queues: [live.rx.save(), live.tx.save()],
+                }),
+            },
+        })
+    }
+
+    /// An interface as it was saved, at the near end of `link`.
+    ///
+    /// # Errors
+    /// [`Error::Saved`]; [`Error::Host`]: no timer, or not such a link.
+    pub fn restore(
+        saved: &SavedNet,
+        link: Box<dyn Link>,
+        neighbour: Option<Box<dyn Neighbour>>,
+        ram: &GuestRam,
+        interrupt: &Interrupt,
+    ) -> Result<Self, Error> {
+        let limiters = (
+            RateLimiter::restore(&saved.rx_limiter)?,
+            RateLimiter::restore(&saved.tx_limiter)?,
+        );
+        let mut net = Self::with(saved.mac, saved.mtu, limiters, link, neighbour)?;
+        if let Some(live) = &saved.live {
+            let queues = live
+                .queues
+                .iter()
+                .map(|queue| VirtQueue::restore(queue, interrupt.clone()))
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|_| Error::Saved { device: "net" })?;
+            net.set_offloads(Offloads::of(live.features))?;
+            let memory = ram.memory().clone();
+            net.state = match Live::new(memory, interrupt.clone(), live.features, queues) {
+                Some(live) => State::Live(live),
+                None => State::Idle,
+            };
+        }
+        Ok(net)
+    }
+}

@@ -10,7 +10,7 @@ declare -A packages=(
     # images made on the spot
     [demo]="busybox-static mmdebstrap umoci uidmap ca-certificates"
     # reading back what we write, other tools' images
-    [test]="erofs-utils skopeo"
+    [test]="erofs-utils skopeo iproute2"
     [bench]="qemu-system-x86 busybox-static cpio gcc libc6-dev"
     # the interpreters' root
     [bench-engine]="mmdebstrap uidmap erofs-utils default-jdk-headless"

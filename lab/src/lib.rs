@@ -12,6 +12,7 @@ pub mod initramfs;
 mod instruction;
 pub mod layout;
 pub mod oracle;
+pub mod private_network;
 pub mod program;
 mod random;
 pub mod verifier;

@@ -132,8 +132,8 @@ pub(crate) struct Args {
     pub(crate) seccomp_filter: Option<PathBuf>,
 
     /// Give up all files but this machine's, the network, other processes and every
-    /// privilege before the kernel is read, as far as the host lets users do that. Not
-    /// for machines with network interfaces.
+    /// privilege before the kernel is read, as far as the host lets users do that. TAP
+    /// devices of the configuration are opened before.
     #[arg(long, requires = "config_file", requires = "no_api")]
     pub(crate) jail: bool,
 

@@ -53,8 +53,6 @@ pub(crate) enum Failure {
     },
     #[error("filters {path:?} are refused: {why}")]
     Filter { path: PathBuf, why: String },
-    #[error("a machine with {what} cannot be jailed")]
-    Unjailable { what: &'static str },
     #[error("{why}")]
     Metrics { why: String },
     #[error("cpu-config is not applied by the KVM engine yet")]
@@ -84,8 +82,7 @@ impl Failure {
             | Failure::Config { .. }
             | Failure::Metadata { .. }
             | Failure::CpuConfigOnKvm
-            | Failure::Engine { .. }
-            | Failure::Unjailable { .. } => exit::BAD_CONFIGURATION,
+            | Failure::Engine { .. } => exit::BAD_CONFIGURATION,
             Failure::OpenLog { .. }
             | Failure::Filter { .. }
             | Failure::OpenOutput { .. }
@@ -113,7 +110,6 @@ impl Failure {
             Failure::Filter { .. } => {
                 Some("give JSON as seccompiler reads it, not what seccompiler compiled")
             }
-            Failure::Unjailable { .. } => Some("leave out --jail, or use kombi-jailer"),
             Failure::Build { source } | Failure::Run { source } => source.hint(),
             Failure::OpenLog { .. } | Failure::OpenOutput { .. } | Failure::Metrics { .. } => {
                 Some("give a path that can be written")

@@ -51,7 +51,7 @@ const ANY: &[i64] = &[
     libc::SYS_timer_delete,
     libc::SYS_getpid,
     libc::SYS_gettid,
-    // open files: disks, the console, wake-ups
+    // open files: disks, TAP devices, the console, wake-ups
     libc::SYS_read,
     libc::SYS_readv,
     libc::SYS_write,
@@ -123,6 +123,10 @@ const KVM: &[u64] = &[
     0x4188_aea7,
 ];
 
+/// What a network interface asks of its TAP device when a driver comes
+/// (linux/if_tun.h).
+const TUNSETOFFLOAD: u64 = 0x4004_54d0;
+
 const ARCH_SET_GS: u64 = 0x1001;
 const ARCH_GET_GS: u64 = 0x1004;
 
@@ -139,27 +143,33 @@ impl Filter {
     /// # Errors
     /// The host's; what the list itself has wrong.
     pub(crate) fn for_translated_code() -> io::Result<Self> {
-        Self::of(allowed, REFUSED, libc::EACCES)
+        let refused = || {
+            let mut rules = plain(REFUSED);
+            let other = SeccompCmpOp::Ne;
+            rules.insert(libc::SYS_ioctl, one_of(1, &other, &[TUNSETOFFLOAD])?);
+            Ok(rules)
+        };
+        Self::of(allowed, refused, libc::EACCES)
     }
 
-    /// The same for vCPUs of KVM's. All they ask of devices by ioctl is KVM's.
+    /// The same for vCPUs of KVM's. All they ask of devices by ioctl is KVM's, and that.
     ///
     /// # Errors
     /// As above.
     pub(crate) fn for_kvm() -> io::Result<Self> {
         let allowed = || {
             let mut rules = allowed()?;
-            let of_kvm = KVM.iter().map(|request| {
-                let is = SeccompCmpOp::Eq;
-                let condition = SeccompCondition::new(1, SeccompCmpArgLen::Dword, is, *request)?;
-                SeccompRule::new(vec![condition])
-            });
-            rules.insert(libc::SYS_ioctl, of_kvm.collect::<Result<_, _>>()?);
+            let requests = [KVM, &[TUNSETOFFLOAD]].concat();
+            let is = SeccompCmpOp::Eq;
+            rules.insert(libc::SYS_ioctl, one_of(1, &is, &requests)?);
             Ok(rules)
         };
-        let refused = REFUSED.iter().copied();
-        let refused: Vec<i64> = refused.filter(|call| *call != libc::SYS_ioctl).collect();
-        Self::of(allowed, &refused, libc::EACCES)
+        let refused = || {
+            let mut rules = plain(REFUSED);
+            rules.remove(&libc::SYS_ioctl);
+            Ok(rules)
+        };
+        Self::of(allowed, refused, libc::EACCES)
     }
 
     /// The filter for threads that run no guest code.
@@ -168,10 +178,7 @@ impl Filter {
     /// As above.
     pub(crate) fn for_household() -> io::Result<Self> {
         let allowed = || {
-            let mut rules: Rules = household::ANY
-                .iter()
-                .map(|call| (*call, Vec::new()))
-                .collect();
+            let mut rules = plain(household::ANY);
             for call in [libc::SYS_mmap, libc::SYS_mprotect] {
                 let no_exec = SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64);
                 rules.insert(call, one_of(2, &no_exec, &[0])?);
@@ -189,18 +196,18 @@ impl Filter {
             rules.insert(libc::SYS_clone3, Vec::new());
             Ok(rules)
         };
-        Self::of(allowed, &[libc::SYS_clone3], libc::ENOSYS)
+        Self::of(allowed, || Ok(plain(&[libc::SYS_clone3])), libc::ENOSYS)
     }
 
     fn of(
         allowed: impl FnOnce() -> Result<Rules, seccompiler::BackendError>,
-        refused: &[i64],
+        refused: impl FnOnce() -> Result<Rules, seccompiler::BackendError>,
         errno: i32,
     ) -> io::Result<Self> {
         install_handler()?;
         let bad = |error: seccompiler::BackendError| io::Error::other(error.to_string());
         let allowed = allowed().map_err(bad)?;
-        let refused = refused.iter().map(|call| (*call, Vec::new())).collect();
+        let refused = refused().map_err(bad)?;
         let compile = |rules, otherwise, matching| {
             SeccompFilter::new(rules, otherwise, matching, TargetArch::x86_64)
                 .and_then(BpfProgram::try_from)
@@ -234,6 +241,11 @@ impl Filter {
 
 type Rules = std::collections::BTreeMap<i64, Vec<SeccompRule>>;
 
+/// Rules that these calls meet whatever their arguments are.
+fn plain(calls: &[i64]) -> Rules {
+    calls.iter().map(|call| (*call, Vec::new())).collect()
+}
+
 /// Rules that one of `values` meets.
 fn one_of(
     argument: u8,
@@ -249,11 +261,7 @@ fn one_of(
 }
 
 fn allowed() -> Result<Rules, seccompiler::BackendError> {
-    let mut rules: Rules = ANY
-        .iter()
-        .chain(REFUSED)
-        .map(|call| (*call, Vec::new()))
-        .collect();
+    let mut rules = plain(&[ANY, REFUSED].concat());
     let mut only = |call, argument, operator: SeccompCmpOp, values: &[u64]| {
         rules.insert(call, one_of(argument, &operator, values)?);
         Ok::<_, seccompiler::BackendError>(())

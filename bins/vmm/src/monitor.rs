@@ -6,19 +6,23 @@
 //!                                SIGTERM at any time ──────▶
 //! ```
 
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
 
 use api::{Answering, Limits, Serve, Server};
 use blueprint::{Blueprint, CpuConfigDraft, Draft, MetricsDraft};
 use hv::Hypervisor;
-use machine::{Ended, Machine, Moment, Outcome, Running, Stdio, StopHandle};
+use machine::{
+    Ended, Handles, Machine, MetadataService, Moment, Network, Outcome, Outside, Running, Stdio,
+    StopHandle, Tap,
+};
 use serde_json::{Value, json};
 use translations::Translations;
 
@@ -86,11 +90,13 @@ pub(crate) fn run(args: &Args, status: &mut Status) -> Result<u8, Failure> {
         path.map(|path| read_draft(args, path)).transpose()
     };
     // A process of one thread can be jailed, and nothing of the machine was opened yet.
+    let mut taps = HashMap::new();
     let jailed = args.jail.then(read).transpose()?.flatten();
     if let Some(draft) = &jailed {
         let path = args.config_file.clone().unwrap_or_default();
         let refused = |source| Failure::Config { path, source };
         let blueprint = draft.clone().check().map_err(refused)?;
+        taps = machine::open_taps(&blueprint).map_err(|source| Failure::Build { source })?;
         jail::enter(&Visible::of(args, draft, &blueprint)?)?.log();
     }
     let filters = Choice::new(args.no_seccomp, args.seccomp_filter.as_deref())?;
@@ -102,6 +108,12 @@ pub(crate) fn run(args: &Args, status: &mut Status) -> Result<u8, Failure> {
         None => read()?,
     };
     let metadata = metadata::make(args)?;
+    let service = MetadataService {
+        metadata: metadata.clone(),
+        counters: Arc::default(),
+    };
+    let counters = service.counters.clone();
+    metrics.add(move || [("mmds".to_owned(), counts(counters.all()))].into());
     let frontend = Arc::new(Frontend::new(
         &args.id,
         to_main,
@@ -121,6 +133,7 @@ pub(crate) fn run(args: &Args, status: &mut Status) -> Result<u8, Failure> {
         metrics: &metrics,
         stopping: &stopping,
         filters: &filters,
+        metadata: &service,
     };
     let started = match draft {
         Some(draft) => {
@@ -138,7 +151,7 @@ pub(crate) fn run(args: &Args, status: &mut Status) -> Result<u8, Failure> {
                 .clone()
                 .check()
                 .map_err(|source| Failure::Config { path, source })?;
-            let built = life.start(&blueprint, draft.metrics.as_ref())?;
+            let built = life.start(&blueprint, draft.metrics.as_ref(), taps)?;
             frontend.started(draft, built.running.controller());
             // Not before: a client must not prepare another machine meanwhile.
             serve(&mut api, &frontend, &filters)?;
@@ -182,6 +195,7 @@ struct Life<'a> {
     metrics: &'a Metrics,
     stopping: &'a Stopping,
     filters: &'a Choice,
+    metadata: &'a MetadataService,
 }
 
 impl Life<'_> {
@@ -193,7 +207,7 @@ impl Life<'_> {
                 ToMain::Stop => return None,
                 ToMain::Start { blueprint, reply } => (blueprint, reply),
             };
-            match self.start(&blueprint, None) {
+            match self.start(&blueprint, None, HashMap::new()) {
                 // Nobody waits for the answer only if a signal ended the API's thread.
                 Ok(started) => {
                     let _ = reply.send(Ok(started.running.controller()));
@@ -211,6 +225,7 @@ impl Life<'_> {
         &self,
         blueprint: &Blueprint,
         metrics: Option<&MetricsDraft>,
+        taps: HashMap<String, Tap>,
     ) -> Result<Started, Failure> {
         let moment = Moment::now();
         let args = self.args;
@@ -244,18 +259,26 @@ impl Life<'_> {
                 .try_clone_to_owned()
                 .map_err(host("duplicate standard output"))?,
         };
+        let outside = Outside {
+            stdio,
+            network: Network {
+                taps,
+                metadata: Some(self.metadata.clone()),
+            },
+        };
         let running = match chosen {
             Chosen::Soft(engine, _) => self.launch(
                 blueprint,
                 &engine,
-                stdio,
+                outside,
                 moment,
                 Filter::for_translated_code,
             )?,
             Chosen::Kvm(engine) => {
-                self.launch(blueprint, &engine, stdio, moment, Filter::for_kvm)?
+                self.launch(blueprint, &engine, outside, moment, Filter::for_kvm)?
             }
         };
+        self.count_devices(running.controller().handles());
         let stop = running.stop_handle();
         // It is the first: only one start succeeds.
         let _ = self.stopping.machine.set(stop.clone());
@@ -270,12 +293,12 @@ impl Life<'_> {
         &self,
         blueprint: &Blueprint,
         engine: &H,
-        stdio: Stdio,
+        outside: Outside,
         moment: Moment,
         filter: fn() -> std::io::Result<Filter>,
     ) -> Result<Running, Failure> {
-        let mut machine =
-            Machine::build(blueprint, engine, stdio).map_err(|source| Failure::Build { source })?;
+        let mut machine = Machine::build(blueprint, engine, outside)
+            .map_err(|source| Failure::Build { source })?;
         if self.args.boot_timer {
             machine
                 .time_boot(moment)
@@ -285,6 +308,32 @@ impl Life<'_> {
             machine.confine_vcpus(Arc::new(move || filter.confine_this_thread()));
         }
         machine.start().map_err(|source| Failure::Run { source })
+    }
+
+    /// Has the metrics tell what devices count: each kind together, then each one.
+    fn count_devices(&self, handles: &Handles) {
+        let interfaces: Vec<_> = handles
+            .interfaces
+            .iter()
+            .map(|(id, net)| {
+                let net = net.lock().unwrap_or_else(PoisonError::into_inner);
+                (format!("net_{id}"), net.counters())
+            })
+            .collect();
+        self.metrics.add(move || {
+            let each = interfaces.iter();
+            let mut groups: BTreeMap<_, _> = each
+                .map(|(name, counters)| (name.clone(), counts(counters.all())))
+                .collect();
+            let mut all: BTreeMap<&str, u64> = BTreeMap::new();
+            for (_, counters) in &interfaces {
+                for (name, n) in counters.all() {
+                    *all.entry(name).or_default() += n;
+                }
+            }
+            groups.insert("net".to_owned(), json!(all));
+            groups
+        });
     }
 
     /// Opens the metrics that command line or configuration file name.
@@ -326,7 +375,7 @@ impl Api {
         let counters = server.counters();
         let startup = startup_time(args);
         metrics.add(move || {
-            let mut groups: std::collections::BTreeMap<String, Value> = counters
+            let mut groups: BTreeMap<String, Value> = counters
                 .totals()
                 .into_iter()
                 .map(|(name, counts)| (name.to_owned(), json!(counts)))
@@ -377,6 +426,10 @@ fn serve(api: &mut Option<Api>, frontend: &Arc<Frontend>, filters: &Choice) -> R
             path: path.clone(),
             source,
         })
+}
+
+fn counts(of: impl Iterator<Item = (&'static str, u64)>) -> Value {
+    Value::Object(of.map(|(name, n)| (name.to_owned(), n.into())).collect())
 }
 
 /// Time from the jailer's start, in Firecracker's words.

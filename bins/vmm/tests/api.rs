@@ -3,12 +3,12 @@
 
 mod host;
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
+use host::monitor::Monitor;
 use host::*;
 use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
@@ -16,130 +16,6 @@ use serde_json::{Value, json};
 /// Writes `a` to the console again and again: `mov dx, 0x3f8; mov al, 0x61; out dx, al;
 /// jmp` back to the OUT.
 const CHATTER: &[u8] = b"\x66\xba\xf8\x03\xb0\x61\xee\xeb\xfd";
-
-/// A monitor that waits for requests.
-struct Monitor {
-    child: Option<Child>,
-    socket: PathBuf,
-    /// Goes last: the monitor's files are in it.
-    host: Host,
-}
-
-impl Monitor {
-    fn start(args: &[&str]) -> Self {
-        let host = Host::new();
-        let socket = host.path("api.sock");
-        let child = Command::new(VMM)
-            .args(["--die-with-parent", "--level", "off", "--api-sock"])
-            .arg(&socket)
-            .args(args)
-            .env("KOMBI_TRANSLATION_CACHE", host.path("translations"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let monitor = Self {
-            child: Some(child),
-            socket,
-            host,
-        };
-        let until = Instant::now() + Duration::from_secs(20);
-        while UnixStream::connect(&monitor.socket).is_err() {
-            assert!(Instant::now() < until, "the socket never came");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        monitor
-    }
-
-    /// Status and body of one request.
-    fn ask(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
-        ask(&self.socket, method, path, body)
-    }
-
-    fn put(&self, path: &str, body: Value) {
-        let got = self.ask("PUT", path, Some(body));
-        assert_eq!(got, (204, Value::Null), "PUT {path}");
-    }
-
-    fn get(&self, path: &str) -> Value {
-        let (status, body) = self.ask("GET", path, None);
-        assert_eq!(status, 200, "GET {path}: {body}");
-        body
-    }
-
-    /// The message of a request that is refused.
-    fn refusal(&self, method: &str, path: &str, body: Option<Value>) -> String {
-        let (status, body) = self.ask(method, path, body);
-        assert_eq!(status, 400, "{method} {path}: {body}");
-        body["fault_message"].as_str().unwrap().to_owned()
-    }
-
-    /// A machine that boots `code`, not started.
-    fn prepare(&self, code: &[u8]) {
-        std::fs::write(self.host.path("kernel"), elf(code)).unwrap();
-        let kernel = self.host.path("kernel");
-        self.put(
-            "/machine-config",
-            json!({"vcpu_count": 1, "mem_size_mib": 32, "engine": "soft"}),
-        );
-        self.put(
-            "/boot-source",
-            json!({"kernel_image_path": kernel, "boot_args": ""}),
-        );
-    }
-
-    fn action(&self, name: &str) -> (u16, Value) {
-        self.ask("PUT", "/actions", Some(json!({"action_type": name})))
-    }
-
-    fn state(&self) -> String {
-        self.get("/")["state"].as_str().unwrap().to_owned()
-    }
-
-    /// The process's exit code and output, once it ended.
-    fn end(mut self) -> (Option<i32>, Vec<u8>, Host, PathBuf) {
-        let output = finish(self.child.take().unwrap());
-        let host = std::mem::replace(&mut self.host, Host::new());
-        (
-            output.status.code(),
-            output.stdout,
-            host,
-            self.socket.clone(),
-        )
-    }
-}
-
-impl Drop for Monitor {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-fn ask(socket: &std::path::Path, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
-    let body = body.map(|body| body.to_string()).unwrap_or_default();
-    let mut stream = UnixStream::connect(socket).unwrap();
-    stream
-        .set_read_timeout(Some(Duration::from_secs(60)))
-        .unwrap();
-    let head = format!(
-        "{method} {path} HTTP/1.1\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    );
-    stream.write_all(head.as_bytes()).unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    let (head, body) = text.split_once("\r\n\r\n").unwrap();
-    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    let body = match body {
-        "" => Value::Null,
-        body => serde_json::from_str(body).unwrap(),
-    };
-    (status, body)
-}
 
 #[test]
 fn a_machine_lives_over_the_socket() {
@@ -214,18 +90,6 @@ fn what_is_asked_for_and_not_there_yet_is_said() {
             "{what}: {log}"
         );
     }
-
-    let monitor = Monitor::start(&[]);
-    let interface = json!({"iface_id": "e", "host_dev_name": "tap0"});
-    monitor.put("/network-interfaces/e", interface);
-    monitor.prepare(SPIN);
-    let (status, body) = monitor.action("InstanceStart");
-    assert_eq!(status, 400);
-    let message = body["fault_message"].as_str().unwrap();
-    assert!(
-        message.contains("not supported yet: network interfaces"),
-        "{message}"
-    );
 }
 
 #[test]
@@ -367,11 +231,6 @@ fn each_request_is_checked_when_it_comes_and_a_refused_one_changes_nothing() {
             "/metrics",
             json!({"metrics_path": "/none/metrics"}),
             "failed to open",
-        ),
-        (
-            "/network-interfaces/e",
-            json!({"iface_id": "e", "host_dev_name": "t", "mtu": 1}),
-            "mtu 1",
         ),
     ] {
         let got = monitor.refusal("PUT", path, Some(body));
@@ -661,11 +520,4 @@ fn metadata_is_put_patched_and_bounded() {
         assert_eq!(status, 413, "{body}");
     }
     assert_eq!(monitor.get("/mmds"), wanted);
-    let interface = json!({"iface_id": "eth0", "host_dev_name": "tap0"});
-    monitor.put("/network-interfaces/eth0", interface);
-    let config = |version: &str| json!({"version": version, "network_interfaces": ["eth0"]});
-    let got = monitor.refusal("PUT", "/mmds/config", Some(config("V3")));
-    assert!(got.contains("unknown variant `V3`"), "{got}");
-    monitor.put("/mmds/config", config("V2"));
-    assert_eq!(monitor.get("/vm/config")["mmds-config"]["version"], "V2");
 }

@@ -263,17 +263,3 @@ fn a_host_without_user_namespaces_is_told_and_the_machine_runs() {
         "hello"
     );
 }
-
-#[test]
-fn a_machine_with_a_network_interface_is_refused() {
-    let host = Host::new();
-    let interface = json!([{"iface_id": "eth0", "host_dev_name": "tap0"}]);
-    let config = host.config(HALT, json!({"network-interfaces": interface}));
-    let output = host.run(&config, &["--jail"]);
-    assert_eq!(output.status.code(), Some(152), "{output:?}");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        said.contains("a machine with network interfaces cannot be jailed; leave out --jail"),
-        "{said}"
-    );
-}

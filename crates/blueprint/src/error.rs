@@ -103,6 +103,16 @@ pub enum DraftError {
         /// What was asked for.
         asked: String,
     },
+    /// Two interfaces of one TAP device.
+    #[error("interfaces {first:?} and {second:?} have the same host_dev_name {tap:?}")]
+    TapTwice {
+        /// The one that came first.
+        first: String,
+        /// The other.
+        second: String,
+        /// The device.
+        tap: String,
+    },
     /// Two interfaces of one address.
     #[error("interfaces {first:?} and {second:?} have the same guest_mac")]
     MacTwice {

@@ -264,6 +264,9 @@ fn interfaces_that_cannot_be_are_refused() {
     let mac = r#", "guest_mac": "06:00:ac:10:00:02""#;
     let got = interfaces(&[interface("a", mac), interface("b", mac)], "");
     assert!(matches!(got, Err(DraftError::MacTwice { .. })));
+    let same_tap = interface("b", "").replace("tap_b", "tap_a");
+    let got = interfaces(&[interface("a", ""), same_tap], "");
+    assert!(matches!(got, Err(DraftError::TapTwice { .. })));
     let got = interfaces(&[interface("a", ""), interface("a", "")], "");
     assert!(matches!(got, Err(DraftError::IdTwice { .. })));
 }

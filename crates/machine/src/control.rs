@@ -137,6 +137,26 @@ impl Controller {
         Ok(())
     }
 
+    /// Replaces the limits that `rx`, of what the guest receives, and `tx`, of what it
+    /// sends, name.
+    ///
+    /// # Errors
+    /// [`Error::NoInterface`].
+    pub fn update_interface(
+        &self,
+        id: &str,
+        rx: Option<&RateLimiter>,
+        tx: Option<&RateLimiter>,
+    ) -> Result<(), Error> {
+        let interfaces = &self.handles.interfaces;
+        let Some((_, net)) = interfaces.iter().find(|(interface, _)| interface == id) else {
+            return Err(Error::NoInterface { id: id.into() });
+        };
+        let named = |limiter: Option<&RateLimiter>| limiter.map(limits).unwrap_or_default();
+        lock(net).update_limits(named(rx), named(tx));
+        Ok(())
+    }
+
     /// Presses Ctrl-Alt-Del on the guest's keyboard.
     ///
     /// # Errors

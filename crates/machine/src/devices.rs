@@ -32,6 +32,7 @@ use crate::layout::{
 };
 use crate::memory::Memory;
 use crate::memory_devices::limits;
+use crate::network::Network;
 
 /// A machine's devices.
 pub(crate) struct Devices {
@@ -57,9 +58,9 @@ pub(crate) fn make(
     interrupts: &Arc<dyn Interrupts>,
     control: &Arc<Control>,
     stdout: OwnedFd,
+    network: Network,
 ) -> Result<Devices, Error> {
     let ram = &memory.ram.clone();
-    refuse_what_is_missing(blueprint)?;
     warn_of_what_is_missing(blueprint);
     let output = blueprint.serial_out().map_or(Ok(stdout), open_serial_out)?;
     let console = Arc::new(Console::new(output, control.clone())?);
@@ -123,6 +124,7 @@ pub(crate) fn make(
         devices.sources.push(block.clone());
         devices.add_virtio(block, ram, interrupts)?;
     }
+    devices.add_network(blueprint, network, ram, interrupts)?;
     if let Some(vsock) = blueprint.vsock() {
         let vsock = Vsock::new(vsock.guest_cid, &vsock.uds_path)
             .map_err(|source| Error::Vsock { source })?;
@@ -153,18 +155,6 @@ fn warn_of_what_is_missing(blueprint: &Blueprint) {
     ];
     for (what, _) in missing.into_iter().filter(|(_, asked)| *asked) {
         tracing::warn!("{what} is not there yet: the machine runs without it");
-    }
-}
-
-/// What a blueprint may ask for and no machine has yet.
-fn refuse_what_is_missing(blueprint: &Blueprint) -> Result<(), Error> {
-    let missing = [(
-        "network interfaces",
-        !blueprint.network_interfaces().is_empty(),
-    )];
-    match missing.into_iter().find(|(_, asked)| *asked) {
-        Some((what, _)) => Err(Error::Missing { what }),
-        None => Ok(()),
     }
 }
 

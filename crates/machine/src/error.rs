@@ -6,12 +6,6 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Something that can be asked for and that no machine has yet.
-    #[error("not supported yet: {what}; leave it out of the configuration")]
-    Missing {
-        /// The device.
-        what: &'static str,
-    },
     /// The host has no room for the guest's memory.
     #[error("failed to make the guest's memory")]
     Memory {
@@ -146,6 +140,28 @@ pub enum Error {
         /// What went wrong.
         source: virtio::Error,
     },
+    /// The TAP device of an interface cannot be used.
+    #[error("interface {id:?}")]
+    Tap {
+        /// The interface.
+        id: String,
+        /// What is the matter with it.
+        source: tap::Error,
+    },
+    /// An interface could not be made.
+    #[error("failed to make interface {id:?}")]
+    Interface {
+        /// The interface.
+        id: String,
+        /// What went wrong.
+        source: virtio::Error,
+    },
+    /// A change of an interface that is not there.
+    #[error("there is no interface {id:?}")]
+    NoInterface {
+        /// The id asked for.
+        id: String,
+    },
     /// The socket device could not be made.
     #[error("failed to make the vsock device")]
     Vsock {
@@ -241,7 +257,10 @@ impl Error {
             }
             Error::Vsock { .. } => Some("give a path that no other machine uses"),
             Error::SerialOut { .. } => Some("give the path of a writable file"),
-            Error::Missing { .. }
+            // They name the way out themselves.
+            Error::Tap { .. }
+            | Error::Interface { .. }
+            | Error::NoInterface { .. }
             | Error::NoDrive { .. }
             | Error::LoadKernel { .. }
             | Error::LoadInitrd { .. }
@@ -261,7 +280,8 @@ impl Error {
     /// or sizes that do not go together.
     pub fn is_asked_for(&self) -> bool {
         match self {
-            Error::Missing { .. }
+            Error::Tap { .. }
+            | Error::NoInterface { .. }
             | Error::OpenKernel { .. }
             | Error::KernelEmpty { .. }
             | Error::KernelFormat { .. }
@@ -281,6 +301,7 @@ impl Error {
             | Error::Pmem { .. }
             | Error::SerialOut { .. } => true,
             Error::Memory { .. }
+            | Error::Interface { .. }
             | Error::WriteBootData { .. }
             | Error::RandomSeed { .. }
             | Error::Balloon { .. }

@@ -8,6 +8,7 @@ use chipset::I8042;
 use virtio::balloon::Balloon;
 use virtio::block::Block;
 use virtio::mem::Mem;
+use virtio::net::Net;
 use virtio::pmem::Pmem;
 
 use crate::generation::Generation;
@@ -21,6 +22,8 @@ pub struct Handles {
     pub(crate) keyboard: Option<Arc<Mutex<I8042>>>,
     /// Drives by id, in the guest's order.
     pub drives: Vec<(String, Arc<Mutex<Block>>)>,
+    /// Network interfaces by id, in the guest's order.
+    pub interfaces: Vec<(String, Arc<Mutex<Net>>)>,
     /// The balloon, if there is one.
     pub balloon: Option<Arc<Mutex<Balloon>>>,
     /// Memory that can be plugged, if there is any.

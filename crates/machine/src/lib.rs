@@ -26,11 +26,14 @@ mod layout;
 mod machine;
 mod memory;
 mod memory_devices;
+mod network;
 
 pub use chipset::{Moment, NoKeyboard};
 pub use control::{Controller, Gone, Outcome, StopHandle};
 pub use error::Error;
 pub use generation::{Generation, SavedGeneration};
 pub use handles::Handles;
-pub use machine::{Confine, Ended, Machine, Running, Stdio};
+pub use machine::{Confine, Ended, Machine, Outside, Running, Stdio};
 pub use memory_devices::limits as device_limits;
+pub use network::{MetadataService, Network, check_tap, open_taps};
+pub use tap::Tap;

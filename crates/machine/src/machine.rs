@@ -25,6 +25,7 @@ use crate::handles::Handles;
 use crate::io_space::IoSpace;
 use crate::layout::BOOT_TIMER;
 use crate::memory::Memory;
+use crate::network::Network;
 use crate::{Error, boot, devices};
 
 /// What the serial console is connected to.
@@ -34,6 +35,24 @@ pub struct Stdio {
     pub input: Option<OwnedFd>,
     /// Takes the guest's output, unless the blueprint names a file.
     pub output: OwnedFd,
+}
+
+/// What a machine has of the host besides what its blueprint names.
+#[derive(Debug)]
+pub struct Outside {
+    /// For the console.
+    pub stdio: Stdio,
+    /// For network interfaces.
+    pub network: Network,
+}
+
+impl From<Stdio> for Outside {
+    fn from(stdio: Stdio) -> Self {
+        Self {
+            stdio,
+            network: Network::default(),
+        }
+    }
 }
 
 /// What a vCPU's thread does to itself before it runs guest code.
@@ -57,10 +76,15 @@ impl<P: Partition> Machine<P> {
     ///
     /// # Errors
     /// [`Error`] names what is missing, broken or too large.
-    pub fn build<H>(blueprint: &Blueprint, hypervisor: &H, stdio: Stdio) -> Result<Self, Error>
+    pub fn build<H>(
+        blueprint: &Blueprint,
+        hypervisor: &H,
+        outside: impl Into<Outside>,
+    ) -> Result<Self, Error>
     where
         H: Hypervisor<Partition = P>,
     {
+        let Outside { stdio, network } = outside.into();
         let memory = Memory::make(blueprint)?;
         let ram = memory.ram.clone();
         let partition = hypervisor
@@ -68,7 +92,14 @@ impl<P: Partition> Machine<P> {
             .map_err(|source| Error::Engine { source })?;
         let control = Arc::new(Control::new()?);
         let interrupts = partition.interrupts();
-        let devices = devices::make(blueprint, memory, &interrupts, &control, stdio.output)?;
+        let devices = devices::make(
+            blueprint,
+            memory,
+            &interrupts,
+            &control,
+            stdio.output,
+            network,
+        )?;
         let boot_state = boot::load(&ram, blueprint, &devices.slots)?;
         let event_loop = EventLoop::new(&control, &devices, stdio.input)?;
         let vcpus = blueprint.vcpus();

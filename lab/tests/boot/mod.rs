@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use hv_soft::{SoftHypervisor, SoftPartition};
 use lab::initramfs::Initramfs;
-use machine::{Ended, Machine, Stdio};
+use machine::{Ended, Machine, MetadataService, Network, Outside, Stdio};
 use tempfile::TempDir;
 
 /// No guest of these tests takes longer.
@@ -34,6 +34,8 @@ pub(crate) struct Boot {
     pub(crate) vcpus: u8,
     pub(crate) rest: serde_json::Value,
     pub(crate) engine: SoftHypervisor,
+    /// Behind the interfaces that `rest` names for it.
+    pub(crate) metadata: Option<MetadataService>,
     /// Programs beside busybox.
     pub(crate) programs: Vec<(&'static str, Vec<u8>)>,
 }
@@ -48,6 +50,7 @@ impl Boot {
             vcpus: 1,
             rest: serde_json::json!({}),
             engine: SoftHypervisor::default(),
+            metadata: None,
             programs: Vec::new(),
         }
     }
@@ -102,7 +105,14 @@ impl Boot {
             input: None,
             output: ours.into(),
         };
-        let mut machine = Machine::build(&blueprint, &self.engine, stdio).unwrap();
+        let outside = Outside {
+            stdio,
+            network: Network {
+                taps: Default::default(),
+                metadata: self.metadata.clone(),
+            },
+        };
+        let mut machine = Machine::build(&blueprint, &self.engine, outside).unwrap();
         let mut hear = meet(&mut machine);
         let stop = machine.stop_handle();
         // Ends with the test's process.

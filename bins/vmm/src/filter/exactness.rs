@@ -171,6 +171,9 @@ fn arguments_decide_where_a_call_could_do_more() {
     }
     let [soft, kvm, household] = &filters;
     assert!(!allow(soft, libc::SYS_ioctl, &[0, KVM[0]]));
+    for filter in [soft, kvm] {
+        assert!(allow(filter, libc::SYS_ioctl, &[0, 0x4004_54d0]));
+    }
     for request in KVM {
         assert!(allow(kvm, libc::SYS_ioctl, &[0, *request]));
     }

@@ -84,6 +84,9 @@ impl Preparing {
                 put(&mut next.pmem, asked, |device| device.id.clone());
             }
             Action::PutNetworkInterface(asked) => {
+                if let Err(error) = machine::check_tap(&asked.host_dev_name) {
+                    return Err(refuse(&crate::failure::chain(&error)));
+                }
                 put(&mut next.network_interfaces, asked, |one| {
                     one.iface_id.clone()
                 });

@@ -1,7 +1,7 @@
 //! Once the machine runs: each request changes it, and the draft that describes it.
 
-use api::{Action, Answer, DrivePatch, Refusal, VmState};
-use blueprint::Draft;
+use api::{Action, Answer, DrivePatch, NetworkInterfacePatch, Refusal, VmState};
+use blueprint::{Draft, RateLimiter};
 use machine::Controller;
 
 use crate::frontend::{balloon, memory, preparing, refuse};
@@ -39,6 +39,7 @@ impl Running {
             }
             Action::PatchPmem(asked) => memory::limit(self.controller.handles(), &asked),
             Action::PatchDrive(asked) => self.patch_drive(asked),
+            Action::PatchNetworkInterface(asked) => self.patch_interface(asked),
             Action::PatchVm(VmState::Paused) => done(self.controller.pause()),
             Action::PatchVm(VmState::Resumed) => done(self.controller.resume()),
             Action::SendCtrlAltDel => done(self.controller.press_ctrl_alt_del()),
@@ -68,13 +69,34 @@ impl Running {
             if path_on_host.is_some() {
                 drive.path_on_host = path_on_host;
             }
-            if let Some(new) = rate_limiter {
-                let limiter = drive.rate_limiter.get_or_insert_default();
-                limiter.bandwidth = new.bandwidth.or(limiter.bandwidth);
-                limiter.ops = new.ops.or(limiter.ops);
-            }
+            merge(&mut drive.rate_limiter, rate_limiter);
         }
         Ok(answer)
+    }
+
+    fn patch_interface(&mut self, asked: NetworkInterfacePatch) -> Result<Answer, Refusal> {
+        let NetworkInterfacePatch {
+            iface_id,
+            rx_rate_limiter,
+            tx_rate_limiter,
+        } = asked;
+        let (rx, tx) = (rx_rate_limiter.as_ref(), tx_rate_limiter.as_ref());
+        let answer = done(self.controller.update_interface(&iface_id, rx, tx))?;
+        let mut interfaces = self.draft.network_interfaces.iter_mut();
+        if let Some(interface) = interfaces.find(|one| one.iface_id == iface_id) {
+            merge(&mut interface.rx_rate_limiter, rx_rate_limiter);
+            merge(&mut interface.tx_rate_limiter, tx_rate_limiter);
+        }
+        Ok(answer)
+    }
+}
+
+/// Takes over what a change names; the rest stays.
+fn merge(limiter: &mut Option<RateLimiter>, change: Option<RateLimiter>) {
+    if let Some(new) = change {
+        let limiter = limiter.get_or_insert_default();
+        limiter.bandwidth = new.bandwidth.or(limiter.bandwidth);
+        limiter.ops = new.ops.or(limiter.ops);
     }
 }
 

@@ -1,6 +1,8 @@
 //! A directory for one machine, and guests of a few bytes of machine code each.
 #![allow(dead_code)] // each test program uses its part
 
+pub(crate) mod monitor;
+
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};

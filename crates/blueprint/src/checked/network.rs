@@ -62,6 +62,13 @@ pub(super) fn check_network(
                     id: next.id,
                 });
             }
+            if other.tap == next.tap {
+                return Err(DraftError::TapTwice {
+                    first: other.id.clone(),
+                    second: next.id,
+                    tap: next.tap,
+                });
+            }
             if next.mac.is_some() && other.mac == next.mac {
                 return Err(DraftError::MacTwice {
                     first: other.id.clone(),

@@ -248,7 +248,8 @@ impl MmioTransport {
         };
         let activated = lock(&self.device).activate(activation);
         if let Err(error) = activated {
-            tracing::warn!(device = ?self.device_type, %error, "device did not start");
+            let cause = std::error::Error::source(&error).map(ToString::to_string);
+            tracing::warn!(device = ?self.device_type, %error, cause, "device did not start");
             self.interrupt.needs_reset();
             return;
         }

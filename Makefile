@@ -86,6 +86,8 @@ test: setup kernel debian-kernels programs images lint ## Set up, build, and run
 	$(call say,tests)
 	@cargo nextest run --workspace --locked
 	@cargo test --workspace --locked --doc -q
+	$(call say,fuzzing: seeds and a few seconds for each target)
+	@fuzz/run.sh 4
 	$(call say,programs in guests)
 	@lab/guests/run.sh --quick python gcc gdb
 	@lab/guests/soak/run.sh 20 2
@@ -105,6 +107,7 @@ soak: build ## Ten minutes of what goes wrong between processors, in a machine w
 lint: ## Formatting, clippy with warnings denied, the house's own rules
 	$(call say,lint)
 	@cargo fmt --all --check
+	@cd fuzz && cargo fmt --check
 	@cargo clippy --workspace --all-targets --locked -q -- -D warnings
 	@cargo xtask tidy
 
@@ -113,7 +116,11 @@ deny: ## Licences, sources and bans of dependencies; advisories when their datab
 	@setup/deny.sh
 
 .PHONY: fuzz
-fuzz: ## Long runs of the fuzz, property and differential tests (bounded parts are in make test)
+fuzz: ## Fuzz guided by coverage, ten minutes each: FUZZ_SECONDS=600 FUZZ_TARGETS="http vsock", default all
+	@fuzz/run.sh $(or $(FUZZ_SECONDS),600) $(FUZZ_TARGETS)
+
+.PHONY: fuzz-properties
+fuzz-properties: ## Long runs of the property and differential tests (bounded parts are in make test)
 	KOMBI_FUZZ_CASES=60000 KOMBI_DIFF_CASES=120000 KOMBI_SOUP_CASES=200000 PROPTEST_CASES=20000 cargo nextest run --workspace --locked --profile fuzz \
 		-E 'binary(differential) | binary(mutations) | binary(properties) | binary(frames) | test(/random|any_|hostile|upsets_|no_file|no_json/)'
 

@@ -4,6 +4,8 @@
 set -euo pipefail
 
 cargo deny --log-level error check licenses sources bans
+# Of the fuzz targets only libFuzzer is not in the list above.
+(cd fuzz && cargo deny --log-level error --config ../deny.toml check licenses sources bans)
 if cargo deny --log-level off fetch db 2>/dev/null; then
     cargo deny --log-level error check advisories
 else

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 
 use blueprint::{CpuModel, Engine, LogLevel, LoggerDraft};
 use clap::{Parser, ValueEnum};
-use hv_soft::Failing;
 use rustix::time::{ClockId, clock_gettime};
 
 /// Most characters of `--id`, as in Firecracker.
@@ -192,16 +191,6 @@ pub(crate) enum FailingArg {
     HostFault,
     /// A jump out of translated code.
     WildJump,
-}
-
-impl From<FailingArg> for Failing {
-    fn from(asked: FailingArg) -> Self {
-        match asked {
-            FailingArg::Panic => Failing::Panic,
-            FailingArg::HostFault => Failing::HostFault,
-            FailingArg::WildJump => Failing::WildJump,
-        }
-    }
 }
 
 fn parse_id(id: &str) -> Result<String, String> {

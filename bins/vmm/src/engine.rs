@@ -10,6 +10,7 @@ use hv_kvm::{Kind, KvmHypervisor};
 use hv_soft::{Counters, EngineTrace, Failing, Options, SoftHypervisor};
 use translations::{Place, Translations};
 
+use crate::args::FailingArg;
 use crate::failure::Failure;
 
 /// What is to be seen of the engine.
@@ -21,6 +22,16 @@ pub(crate) struct Watching {
     pub(crate) trace: Option<File>,
     /// Whether it fails.
     pub(crate) failing: Option<Failing>,
+}
+
+impl From<FailingArg> for Failing {
+    fn from(asked: FailingArg) -> Self {
+        match asked {
+            FailingArg::Panic => Failing::Panic,
+            FailingArg::HostFault => Failing::HostFault,
+            FailingArg::WildJump => Failing::WildJump,
+        }
+    }
 }
 
 impl Watching {

@@ -506,7 +506,7 @@ fn read_draft(args: &Args, path: &Path) -> Result<Draft, Failure> {
     })?;
     if let Some(CpuConfigDraft::Path(path)) = &draft.cpu_config {
         let text = read_file(path, false)?;
-        let template = serde_json::from_slice(&text)
+        let template = blueprint::from_json(&text)
             .map_err(|source| blueprint::DraftError::Json { source })
             .map_err(|source| Failure::Config {
                 path: path.clone(),

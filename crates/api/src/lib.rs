@@ -17,6 +17,7 @@
 mod action;
 mod bodies;
 mod counters;
+pub mod fuzz;
 mod http;
 mod routes;
 

@@ -274,7 +274,7 @@ impl Given<'_> {
                 path: self.path.to_owned(),
             });
         };
-        serde_json::from_slice(body).map_err(|source| RequestError::Json {
+        blueprint::from_json(body).map_err(|source| RequestError::Json {
             method: self.method,
             path: self.path.to_owned(),
             source,

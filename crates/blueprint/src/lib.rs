@@ -8,6 +8,7 @@
 mod checked;
 mod draft;
 mod error;
+mod json;
 pub mod limits;
 
 pub use checked::{
@@ -20,6 +21,7 @@ pub use draft::{
     PmemDraft, RateLimiter, SerialDraft, StaticCpuTemplate, TokenBucket, VsockDraft,
 };
 pub use error::DraftError;
+pub use json::from_json;
 pub use x86::cpu_template::CpuTemplate;
 pub use x86::features::CpuModel;
 

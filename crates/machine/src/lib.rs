@@ -19,6 +19,7 @@ mod control;
 mod devices;
 mod error;
 mod event_loop;
+pub mod fuzz;
 mod generation;
 mod handles;
 mod io_space;

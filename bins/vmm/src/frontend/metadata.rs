@@ -33,7 +33,7 @@ pub(crate) fn make(args: &Args) -> Result<Arc<Mutex<Metadata>>, Failure> {
 
 fn read(metadata: &mut Metadata, path: &Path) -> Result<(), String> {
     let text = std::fs::read(path).map_err(|error| error.to_string())?;
-    let value = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
+    let value = blueprint::from_json(&text).map_err(|error| error.to_string())?;
     metadata.store.put(value).map_err(|error| error.to_string())
 }
 

@@ -9,18 +9,18 @@ const FIELDS_MAX: usize = 64;
 
 /// One request.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Request {
-    pub(super) method: String,
-    pub(super) path: String,
+pub(crate) struct Request {
+    pub(crate) method: String,
+    pub(crate) path: String,
     /// `None` without a length, and with a length of 0.
-    pub(super) body: Option<Vec<u8>>,
+    pub(crate) body: Option<Vec<u8>>,
     /// The client will send another one on this connection.
-    pub(super) keep_alive: bool,
+    pub(crate) keep_alive: bool,
 }
 
 /// Why there is no request. After each the connection ends.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ReadError {
+pub(crate) enum ReadError {
     /// The client went, or the host failed.
     #[error("the connection broke")]
     Io(#[from] io::Error),
@@ -44,7 +44,7 @@ pub(super) enum ReadError {
 }
 
 /// The requests of one connection.
-pub(super) struct Requests<S> {
+pub(crate) struct Requests<S> {
     stream: S,
     /// What was read and not yet used.
     buffer: Vec<u8>,
@@ -60,7 +60,7 @@ struct Head {
 }
 
 impl<S: Read + Write> Requests<S> {
-    pub(super) fn new(stream: S, body_bytes_max: usize) -> Self {
+    pub(crate) fn new(stream: S, body_bytes_max: usize) -> Self {
         Self {
             stream,
             buffer: Vec::new(),
@@ -69,7 +69,7 @@ impl<S: Read + Write> Requests<S> {
     }
 
     /// The next one; `None` when the client is done.
-    pub(super) fn next(&mut self) -> Result<Option<Request>, ReadError> {
+    pub(crate) fn next(&mut self) -> Result<Option<Request>, ReadError> {
         let head = loop {
             match parse_head(&self.buffer, self.body_bytes_max)? {
                 Some(head) => break head,
@@ -183,7 +183,7 @@ fn parse_head(bytes: &[u8], body_bytes_max: usize) -> Result<Option<Head>, ReadE
 
 /// One answer.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Answer {
+pub(crate) struct Answer {
     pub(super) status: u16,
     /// JSON.
     pub(super) body: Option<String>,
@@ -191,7 +191,7 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    pub(super) fn fault(status: u16, message: &str) -> Self {
+    pub(crate) fn fault(status: u16, message: &str) -> Self {
         Self {
             status,
             body: Some(serde_json::json!({ "fault_message": message }).to_string()),
@@ -199,7 +199,7 @@ impl Answer {
         }
     }
 
-    pub(super) fn bytes(&self, keep_alive: bool) -> Vec<u8> {
+    pub(crate) fn bytes(&self, keep_alive: bool) -> Vec<u8> {
         let reason = match self.status {
             200 => "OK",
             204 => "No Content",

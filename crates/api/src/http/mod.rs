@@ -6,6 +6,7 @@
 mod message;
 mod server;
 
+pub(crate) use message::{Answer, Requests};
 pub use server::{Answering, Limits, Server};
 
 #[cfg(test)]

@@ -119,6 +119,6 @@ impl Draft {
     /// [`DraftError::Json`] with line and column of what is not understood;
     /// unknown fields are refused.
     pub fn from_json(text: &[u8]) -> Result<Self, DraftError> {
-        serde_json::from_slice(text).map_err(|source| DraftError::Json { source })
+        crate::from_json(text).map_err(|source| DraftError::Json { source })
     }
 }

@@ -1,0 +1,312 @@
+//! Devices behind their MMIO registers: what a hostile driver writes into registers, rings
+//! and buffers, what the host asks of them meanwhile, and what they then do in their event
+//! loop. The first byte chooses the device; see [`fuzz::Guest`] for what must hold.
+#![no_main]
+
+use std::io::Write as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use fuzz::{
+    AVAILABLE, BUFFERS, BUFFERS_LEN, Guest, INDIRECT, Input, NEXT, QUEUE_SIZE, QUEUES_MAX, TABLES,
+    TABLES_LEN, WRITE, queue_at,
+};
+use libfuzzer_sys::fuzz_target;
+use ram::{ByteSize, Further, GuestRam};
+use virtio::rate_limiter::{Limit, Limits};
+use virtio::{EventSource, VirtioDevice, balloon, block, mem, pmem, rng, vsock};
+
+/// The driver's steps in one input.
+const STEPS_MAX: usize = 64;
+
+/// A device with its host.
+struct Machine {
+    guest: Guest,
+    events: Option<Arc<Mutex<dyn EventSource>>>,
+    /// The host's doing.
+    host: Box<dyn FnMut(u8)>,
+}
+
+impl Machine {
+    fn new<D: VirtioDevice + 'static>(
+        ram: GuestRam,
+        device: D,
+        mut host: impl FnMut(&mut D, u8) + 'static,
+    ) -> Self {
+        let device = Arc::new(Mutex::new(device));
+        Self {
+            guest: Guest::find(ram, device.clone()),
+            events: None,
+            host: Box::new(move |how| host(&mut device.lock().unwrap(), how)),
+        }
+    }
+
+    fn with_events<D: VirtioDevice + EventSource + 'static>(
+        ram: GuestRam,
+        device: D,
+        mut host: impl FnMut(&mut D, u8) + 'static,
+    ) -> Self {
+        let device = Arc::new(Mutex::new(device));
+        Self {
+            guest: Guest::find(ram, device.clone()),
+            events: Some(device.clone()),
+            host: Box::new(move |how| host(&mut device.lock().unwrap(), how)),
+        }
+    }
+}
+
+fn memory(further: Vec<Further>) -> GuestRam {
+    GuestRam::with(ByteSize::mib(2), further).unwrap()
+}
+
+/// A few requests at once, more in a moment.
+fn few() -> Limits {
+    let limit = |size| Limit {
+        size,
+        one_time_burst: 0,
+        refill_ms: 1,
+    };
+    Limits {
+        bandwidth: Some(limit(2048)),
+        ops: Some(limit(4)),
+    }
+}
+
+fn limits(how: u8) -> Limits {
+    if how & 1 == 0 {
+        few()
+    } else {
+        Limits::default()
+    }
+}
+
+fn source(limits: Limits) -> Machine {
+    let rng = rng::Rng::new(limits).unwrap();
+    Machine::with_events(memory(Vec::new()), rng, |_, _| {})
+}
+
+fn disk(access: block::Access, cache: block::Cache, how_much: Limits) -> Machine {
+    let file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+    file.as_file().set_len(64 << 10).unwrap();
+    let disk = block::Block::open(file.path(), access, cache, how_much).unwrap();
+    Machine::with_events(memory(Vec::new()), disk, move |disk, how| match how % 4 {
+        0 => file.as_file().set_len(u64::from(how) << 9).unwrap(),
+        1 => disk.update_path(file.path()).unwrap(),
+        _ => disk.update_limiter(limits(how)),
+    })
+}
+
+/// The host listens on one port, says a word to whoever connects, and calls the guest.
+fn cable() -> Machine {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let path = dir.path().join("v");
+    let listener = UnixListener::bind(dir.path().join("v_1024")).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let vsock = vsock::Vsock::new(3, &path).unwrap();
+    let mut streams: Vec<UnixStream> = Vec::new();
+    Machine::with_events(memory(Vec::new()), vsock, move |_, how| match how % 4 {
+        0 => {
+            let _ = dir.path();
+            streams.extend(listener.accept().map(|(stream, _)| stream));
+        }
+        1 => {
+            let stream = UnixStream::connect(&path).unwrap();
+            stream.set_nonblocking(true).unwrap();
+            let _ = (&stream).write(b"CONNECT 80\n");
+            streams.push(stream);
+        }
+        2 => drop(streams.pop()),
+        _ => {
+            for mut stream in &streams {
+                let _ = stream.write(&[how; 100]);
+            }
+        }
+    })
+}
+
+fn balloon() -> Machine {
+    let settings = balloon::Settings {
+        amount_mib: 1,
+        deflate_on_oom: true,
+        statistics_interval_s: 1,
+        hinting: true,
+        reporting: true,
+    };
+    let ram = memory(Vec::new());
+    let balloon = balloon::Balloon::new(settings, &ram).unwrap();
+    let mut machine = Machine::with_events(ram, balloon, |balloon, how| {
+        let number = u16::from(how >> 3);
+        let _ = match how % 8 {
+            0 => balloon.update(number.into()),
+            1 => balloon.start_hinting(number & 1 != 0),
+            2 => balloon.stop_hinting(),
+            3 => balloon.hinting().map(drop),
+            4 => balloon.statistics().map(drop),
+            _ => balloon.update_statistics_interval(number),
+        };
+        assert!(balloon.save() == balloon.save());
+    });
+    machine.guest.zeroes = true;
+    machine
+}
+
+fn persistent(read_only: bool, how_much: Limits) -> Machine {
+    let file = tempfile::tempfile_in("/dev/shm").unwrap();
+    file.set_len(4096).unwrap();
+    let further = Further::File {
+        file: file.try_clone().unwrap(),
+        read_only,
+    };
+    let ram = memory(vec![further]);
+    let region = ram.regions().last().unwrap();
+    let pmem = pmem::Pmem::new(file, region, how_much).unwrap();
+    Machine::with_events(ram, pmem, |pmem, how| pmem.update_limits(limits(how)))
+}
+
+fn pluggable() -> Machine {
+    let further = Further::Pluggable {
+        len: 16 << 20,
+        block: 2 << 20,
+    };
+    let ram = memory(vec![further]);
+    let mem = mem::Mem::new(&ram, ram.regions().last().unwrap(), 4 << 20).unwrap();
+    Machine::new(ram, mem, |mem, how| {
+        let _ = mem.request(u32::from(how % 20));
+        let status = mem.status();
+        assert!(status.plugged_mib <= status.total_mib);
+        assert!(status.requested_mib <= status.total_mib);
+    })
+}
+
+fn machine(which: u8) -> Machine {
+    use block::{Access, Cache};
+    let no_limits = Limits::default();
+    match which % 12 {
+        0 => source(no_limits),
+        1 => disk(Access::ReadWrite, Cache::Writeback, no_limits),
+        2 => disk(Access::ReadOnly, Cache::Unsafe, no_limits),
+        3 => cable(),
+        4 => balloon(),
+        5 => persistent(false, no_limits),
+        6 => pluggable(),
+        7 => source(few()),
+        8 => disk(Access::ReadWrite, Cache::Unsafe, few()),
+        9 => persistent(true, few()),
+        10 => disk(Access::ReadWrite, Cache::Unsafe, no_limits),
+        _ => persistent(false, few()),
+    }
+}
+
+impl Machine {
+    fn events(&mut self) {
+        if let Some(events) = &self.events {
+            self.guest.watch(|_| events.lock().unwrap().on_event());
+        }
+    }
+
+    fn step(&mut self, input: &mut Input<'_>) {
+        let guest = &mut self.guest;
+        let [kind, queue] = input.take();
+        let queue = u64::from(queue) % QUEUES_MAX;
+        let base = queue_at(queue);
+        match kind % 12 {
+            0 => {
+                let register = u64::from(input.byte()) << 2;
+                guest.write(register, input.word());
+            }
+            1 => {
+                let [low, high, len] = input.take();
+                let mut data = vec![0; usize::from(len % 9)];
+                guest.read_into(u16::from_le_bytes([low, high]).into(), &mut data);
+            }
+            2 => {
+                let at = u64::from(input.half());
+                // Behind the descriptors the rings are, of which the model knows.
+                guest.honest &= at + 256 <= AVAILABLE;
+                guest.poke(base + at, &input.bytes());
+            }
+            3 | 4 => {
+                let at = u64::from(input.half()) % BUFFERS_LEN;
+                guest.poke(BUFFERS + at, &input.bytes());
+            }
+            5 | 6 => {
+                // A descriptor whose buffer is among the buffers.
+                let [index, flags] = input.take();
+                let at = u64::from(input.half()) % BUFFERS_LEN;
+                let len = input.half();
+                let [next] = input.take();
+                let index = u64::from(u16::from(index) % QUEUE_SIZE);
+                let flags = u16::from(flags) & (NEXT | WRITE);
+                let next = u16::from(next) % (QUEUE_SIZE + 1);
+                guest.describe(
+                    base + 16 * index,
+                    BUFFERS + at,
+                    (len % 0x1800).into(),
+                    flags,
+                    next,
+                );
+            }
+            7 => {
+                // An indirect table, and the descriptor that points to it.
+                let [index, entries, at] = input.take();
+                let table = TABLES + 16 * u64::from(at) % TABLES_LEN;
+                for entry in 0..u64::from(entries % 8) {
+                    let flags = u16::from(input.byte()) & (NEXT | WRITE);
+                    let at = u64::from(input.half()) % BUFFERS_LEN;
+                    let len = input.half() % 0x800;
+                    guest.describe(
+                        table + 16 * entry,
+                        BUFFERS + at,
+                        len.into(),
+                        flags,
+                        entry as u16 + 1,
+                    );
+                }
+                let index = u64::from(u16::from(index) % QUEUE_SIZE);
+                let len = 16 * u32::from(entries % 8);
+                guest.describe(base + 16 * index, table, len, INDIRECT, 0);
+            }
+            8 => (self.host)(input.byte()),
+            9 => {
+                // What a rate limiter holds back comes later.
+                if input.byte() >= 0xf0 {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                self.events();
+            }
+            _ => {
+                let [first, heads] = input.take();
+                for n in 0..u16::from(heads % 4) {
+                    guest.publish(queue, (u16::from(first) + n) % QUEUE_SIZE);
+                }
+                guest.kick(queue);
+                self.events();
+            }
+        }
+    }
+}
+
+fuzz_target!(|bytes: &[u8]| {
+    let mut input = Input(bytes);
+    let [which, refused] = input.take();
+    let mut machine = machine(which & 0x7f);
+    if which & 0x80 == 0 {
+        machine.guest.set_up(refused.into());
+    }
+    for _ in 0..STEPS_MAX {
+        if input.0.is_empty() {
+            break;
+        }
+        machine.step(&mut input);
+    }
+    machine.guest.check_all();
+    // A good driver can still use it.
+    machine.guest.set_up(0);
+    machine.events();
+    assert_eq!(
+        machine.guest.read(0x70),
+        15,
+        "the device refuses a good driver"
+    );
+});

@@ -43,6 +43,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
         check_sources(root, folder, room, &mut complaints)?;
     }
     check_links(root, &mut complaints)?;
+    check_fuzz_lock(root, &mut complaints)?;
     if complaints.is_empty() {
         println!("tidy: {} crates as ARCHITECTURE.md says", house.len());
         return Ok(());
@@ -85,6 +86,20 @@ fn parse_house(text: &str) -> Result<BTreeMap<String, Room>> {
         );
     }
     Ok(house)
+}
+
+/// The fuzz targets are a workspace of their own, whose lock file must know what our crates
+/// depend on.
+fn check_fuzz_lock(root: &Path, complaints: &mut Vec<String>) -> Result<()> {
+    let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .args(["metadata", "--locked", "--format-version", "1"])
+        .current_dir(root.join("fuzz"))
+        .output()
+        .context("failed to run cargo metadata")?;
+    if !output.status.success() && String::from_utf8_lossy(&output.stderr).contains("--locked") {
+        complaints.push("fuzz/Cargo.lock is stale: run cargo metadata in fuzz/ once".to_owned());
+    }
+    Ok(())
 }
 
 /// Direct dependencies between crates of the house, from cargo's own words.

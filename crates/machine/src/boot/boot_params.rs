@@ -82,10 +82,10 @@ fn params(
     params.hdr.cmd_line_ptr = CMDLINE.0 as u32;
     params.hdr.cmdline_size = u32::try_from(cmdline_len).unwrap_or(0);
     params.hdr.setup_data = SETUP_DATA.0;
-    if let Some(initrd) = initrd {
-        params.hdr.ramdisk_image = initrd.start.0 as u32;
-        params.hdr.ramdisk_size = initrd.len;
-    }
+    // Whatever the image's own header says.
+    let (start, len) = initrd.map_or((0, 0), |initrd| (initrd.start.0 as u32, initrd.len));
+    params.hdr.ramdisk_image = start;
+    params.hdr.ramdisk_size = len;
     let e820 = e820(map);
     params.e820_entries = e820.len() as u8;
     for (slot, entry) in params.e820_table.iter_mut().zip(e820) {

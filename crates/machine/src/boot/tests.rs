@@ -337,6 +337,18 @@ fn a_bzimages_own_header_reaches_the_zero_page() {
     );
 }
 
+#[test]
+fn a_bzimage_that_claims_a_ram_disk_does_not_get_one() {
+    let host = Host::new(128);
+    let mut image = bzimage(&[0x90; 0x400], MIB as u32);
+    for (at, value) in [(0x218, 2 * MIB as u32), (0x21c, 15872_u32)] {
+        image[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    }
+    load(&host.ram, &host.blueprint(&image, None), &[]).unwrap();
+    let header = boot_params::read(host.memory()).hdr;
+    assert_eq!((header.ramdisk_image, header.ramdisk_size), (0, 0));
+}
+
 /// Walks four levels of page tables as SDM vol. 3, §4.5 describes.
 fn walk(memory: &GuestMemory, cr3: u64, at: u64) -> Option<u64> {
     let mut table = cr3;

@@ -84,14 +84,17 @@ pub(crate) fn load(memory: &GuestMemory, low_end: u64, path: &Path) -> Result<Ke
 
     let image = Image { path, len, low_end };
     if head.starts_with(b"\x7fELF") {
-        for (start, len) in image.check_elf(&head, &mut file)? {
-            ram::populate(memory, start, len);
+        let segments = image.check_elf(&head, &mut file)?;
+        for segment in &segments {
+            ram::populate(memory, segment.start, segment.file_len);
         }
+        // The loader passes over those of which nothing is in the file.
+        let end = segments.iter().map(|segment| segment.end).max();
         let loaded = Elf::load(memory, None, &mut file, Some(Gpa(HIMEM_START)));
         let loaded = loaded.map_err(|source| image.load_failed(source))?;
         Ok(Kernel {
             entry: loaded.kernel_load,
-            end: loaded.kernel_end,
+            end: end.unwrap_or(0).max(loaded.kernel_end),
             header: None,
         })
     } else if head.get(0x202..0x206) == Some(b"HdrS") {
@@ -108,6 +111,15 @@ pub(crate) fn load(memory: &GuestMemory, low_end: u64, path: &Path) -> Result<Ke
     } else {
         Err(Error::KernelFormat { path: path.into() })
     }
+}
+
+/// A part of an ELF kernel, in memory.
+struct Segment {
+    start: Gpa,
+    /// First address behind it.
+    end: u64,
+    /// Bytes at its start that come from the file; the rest is zero.
+    file_len: u64,
 }
 
 /// What headers are checked against.
@@ -158,8 +170,8 @@ impl Image<'_> {
         }
     }
 
-    /// Returns where its segments come from the file, each with its length there.
-    fn check_elf(&self, head: &[u8], file: &mut File) -> Result<Vec<(Gpa, u64)>, Error> {
+    /// Returns its segments.
+    fn check_elf(&self, head: &[u8], file: &mut File) -> Result<Vec<Segment>, Error> {
         self.within_file(0, ELF_HEADER)?;
         let (class, data) = (field::<1>(head, 4), field::<1>(head, 5));
         if (class, data, u16_at(head, 18)) != ([2], [1], EM_X86_64) {
@@ -194,7 +206,11 @@ impl Image<'_> {
                     self.within_file(offset, file_len)?;
                     let end = self.within_memory(start, memory_len)?;
                     entry_is_loaded |= (start..end).contains(&entry);
-                    loaded.push((Gpa(start), file_len));
+                    loaded.push(Segment {
+                        start: Gpa(start),
+                        end,
+                        file_len,
+                    });
                 }
                 PT_NOTE => {
                     self.within_file(offset, file_len)?;

@@ -247,6 +247,13 @@ fn the_initial_ram_disk_lies_page_aligned_at_the_top() {
 }
 
 #[test]
+fn an_initial_ram_disk_does_not_lie_where_the_kernel_wants_zeros() {
+    let host = Host::new(32);
+    let kernel = host.load(&elf(16 * MIB, b"", MIB)).unwrap();
+    assert_eq!(kernel.end, 17 * MIB);
+}
+
+#[test]
 fn an_initial_ram_disk_that_would_cover_the_kernel_is_refused() {
     let host = Host::new(32);
     let path = host.file("initrd", &[7; 5000]);

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use bus::{IrqLine, Lifecycle, PioDevice};
 
-use crate::PowerEvents;
+use crate::{Error, PowerEvents, SavedI8042};
 
 /// The data port; the command port is four further.
 pub const I8042_FIRST_PORT: u16 = 0x60;
@@ -138,6 +138,33 @@ impl I8042 {
             pending: None,
             buffer: VecDeque::new(),
         }
+    }
+
+    /// What a snapshot is to keep.
+    pub fn save(&self) -> SavedI8042 {
+        SavedI8042 {
+            control: self.control,
+            output: self.output,
+            last_was_command: self.last_was_command,
+            pending: self.pending,
+            buffer: self.buffer.iter().copied().collect(),
+        }
+    }
+
+    /// Makes this controller, a new one, the one that was saved.
+    ///
+    /// # Errors
+    /// [`Error::Saved`]: more in its buffer than that holds.
+    pub fn restore(&mut self, saved: &SavedI8042) -> Result<(), Error> {
+        if saved.buffer.len() > BUFFER_BYTES {
+            return Err(Error::Saved { device: "i8042" });
+        }
+        self.control = saved.control | control::AUX_OFF;
+        self.output = saved.output;
+        self.last_was_command = saved.last_was_command;
+        self.pending = saved.pending;
+        self.buffer = saved.buffer.iter().copied().collect();
+        Ok(())
     }
 
     /// Presses Ctrl-Alt-Del, which Linux's init takes for a wish to restart.

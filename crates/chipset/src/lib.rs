@@ -11,6 +11,7 @@
 mod boot_timer;
 mod i8042;
 mod power;
+mod saved;
 mod serial;
 mod sleep;
 mod vmclock;
@@ -19,6 +20,7 @@ mod vmgenid;
 pub use boot_timer::{BOOT_TIMER_LEN, BootTimer, Moment};
 pub use i8042::{I8042, I8042_FIRST_PORT, I8042_PORTS, NoKeyboard};
 pub use power::PowerEvents;
+pub use saved::{SavedI8042, SavedSerial};
 pub use serial::{SERIAL_PORTS, Serial};
 pub use sleep::{
     RESET_OFFSET, RESET_VALUE, SLEEP_CONTROL_OFFSET, SLEEP_PORTS, SLEEP_STATUS_OFFSET,
@@ -36,6 +38,12 @@ pub enum Error {
     Random {
         /// The kernel's answer.
         source: std::io::Error,
+    },
+    /// A saved state that no device of this kind can have.
+    #[error("the saved state of the {device} device is not one that it can have")]
+    Saved {
+        /// Which device.
+        device: &'static str,
     },
     /// A device's page is not in guest memory.
     #[error("failed to write the page of {device} into guest memory")]

@@ -9,6 +9,8 @@ use bus::{IrqLine, Lifecycle, PioDevice};
 use vm_superio::serial::{NoEvents, SerialState};
 use vm_superio::{Serial as Uart, Trigger};
 
+use crate::{Error, SavedSerial};
+
 /// How many ports [`Serial`] answers.
 pub const SERIAL_PORTS: u64 = 8;
 /// Bytes of input that wait for the guest at most; more are refused.
@@ -72,6 +74,28 @@ impl Serial {
         self.waiting.extend(bytes.iter().take(n));
         self.refill();
         n
+    }
+
+    /// What a snapshot is to keep.
+    pub fn save(&self) -> SavedSerial {
+        SavedSerial::new(self.uart.state(), self.waiting.iter().copied().collect())
+    }
+
+    /// Makes this port, a new one, the one that was saved. What it interrupted for it may
+    /// interrupt for again.
+    ///
+    /// # Errors
+    /// [`Error::Saved`]: more input than a port holds.
+    pub fn restore(&mut self, saved: &SavedSerial) -> Result<(), Error> {
+        let bad = || Error::Saved { device: "serial" };
+        if saved.waiting.len() > INPUT_BYTES_MAX || saved.received.len() > FIFO_BYTES {
+            return Err(bad());
+        }
+        let sink = std::mem::take(self.uart.writer_mut());
+        let trigger = Edge(self.line.clone());
+        self.uart = Uart::from_state(&saved.state(), trigger, NoEvents, sink).map_err(|_| bad())?;
+        self.waiting = saved.waiting.iter().copied().collect();
+        Ok(())
     }
 
     /// Moves what fits from the waiting input into the FIFO.

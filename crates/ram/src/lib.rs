@@ -14,11 +14,15 @@
 //! reach it; every write through [`GuestMemory`] is recorded in [`PageEpochs`]; no access
 //! to a region's host addresses ends the process, read-only files' excepted.
 //!
+//! A memory may come from an image, a file that [`GuestRam::write_image`] wrote: it is mapped
+//! so that stores stay in this process, and there is no memfd.
+//!
 //! Left to others: writes of guest code (the engines record those themselves),
 //! what the memory is used for (`machine`).
 
 mod access;
 mod epochs;
+mod image;
 mod layout;
 mod map;
 mod vanished;
@@ -56,6 +60,14 @@ pub enum Error {
         len: u64,
         /// Bytes of a block.
         block: u64,
+    },
+    /// A file that is not the image of such a memory.
+    #[error("the memory file has {has} bytes, this machine's memory {wants}")]
+    Image {
+        /// Its length.
+        has: u64,
+        /// What it should be.
+        wants: u64,
     },
     /// A range of addresses that is not what was asked for.
     #[error("guest addresses {at:#x}+{len:#x} are not {wanted}")]

@@ -41,7 +41,15 @@ struct Inner {
     access: Vec<Arc<Access>>,
     listeners: Mutex<Vec<Weak<dyn AccessListener>>>,
     span: Arc<Span>,
-    memfd: OwnedFd,
+    backing: Backing,
+}
+
+/// Where memory comes from that is not a file of the host.
+enum Backing {
+    /// Zeros; what is stored is in it.
+    Memfd(OwnedFd),
+    /// A file whose pages are copied once they are stored to.
+    Image(File),
 }
 
 impl std::fmt::Debug for Inner {
@@ -120,6 +128,48 @@ impl Span {
         Ok(at)
     }
 
+    /// Maps `region` of `image` at its place, so that stores change nothing but this
+    /// mapping.
+    fn map_image(&mut self, region: &Region, image: &File) -> std::io::Result<NonNull<u8>> {
+        let (at, len) = self.place(region)?;
+        // SAFETY: as in `map`.
+        unsafe {
+            rustix::mm::mmap(
+                at.as_ptr().cast::<c_void>(),
+                len,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE,
+                image,
+                region.file_offset,
+            )?;
+            rustix::mm::madvise(at.as_ptr().cast::<c_void>(), len, Advice::LinuxDontDump)?;
+        }
+        let (start, file) = (at.as_ptr() as u64, image.try_clone()?.into());
+        self.files
+            .push(Watched::new(start, region.len, file, region.file_offset)?);
+        Ok(at)
+    }
+
+    /// Puts zeros in place of `len` bytes of `region` from `offset`: whole pages.
+    fn zero(&self, region: &Region, offset: u64, len: u64) -> rustix::io::Result<()> {
+        let (at, room) = self.place(region)?;
+        let (Ok(offset), Ok(len)) = (usize::try_from(offset), usize::try_from(len)) else {
+            return Err(rustix::io::Errno::INVAL);
+        };
+        if offset.checked_add(len).is_none_or(|end| end > room) {
+            return Err(rustix::io::Errno::INVAL);
+        }
+        // SAFETY: the range lies inside the region, checked above, which is guest memory:
+        // Rust makes no references to it.
+        unsafe {
+            let start = at.add(offset).as_ptr().cast::<c_void>();
+            let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
+            let both = ProtFlags::READ | ProtFlags::WRITE;
+            rustix::mm::mmap_anonymous(start, len, both, flags)?;
+            rustix::mm::madvise(start, len, Advice::LinuxDontDump)
+        }
+    }
+
     /// Maps `file`, of `file_len` bytes, at the place of `region`, zeros behind it.
     fn map_file(
         &mut self,
@@ -140,7 +190,7 @@ impl Span {
             rustix::mm::madvise(start, len, Advice::LinuxDontDump)?;
         }
         self.files
-            .push(Watched::new(at.as_ptr() as u64, of_file, file.into())?);
+            .push(Watched::new(at.as_ptr() as u64, of_file, file.into(), 0)?);
         Ok(at)
     }
 }
@@ -172,6 +222,20 @@ impl GuestRam {
     /// # Errors
     /// Besides, [`Error::Blocks`].
     pub fn with(size: ByteSize, further: Vec<Further>) -> Result<Self, Error> {
+        Self::make(size, further, None)
+    }
+
+    /// As [`GuestRam::with`], with the content that [`GuestRam::write_image`] wrote to
+    /// `image`, which is read as it is touched and never written: it may have many
+    /// readers, and must stay as it is.
+    ///
+    /// # Errors
+    /// Besides, [`Error::Image`] when it is not as long as the memory.
+    pub fn from_image(size: ByteSize, further: Vec<Further>, image: File) -> Result<Self, Error> {
+        Self::make(size, further, Some(image))
+    }
+
+    fn make(size: ByteSize, further: Vec<Further>, image: Option<File>) -> Result<Self, Error> {
         let mut layout = Layout::new(size)?;
         let mut files = Vec::new();
         for further in further {
@@ -186,13 +250,25 @@ impl GuestRam {
                 }
             }
         }
-        Self::map(layout, files)
+        Self::map(layout, files, image)
     }
 
     /// `files` are those of the layout, with their lengths.
-    fn map(layout: Layout, files: Vec<(File, u64)>) -> Result<Self, Error> {
+    fn map(layout: Layout, files: Vec<(File, u64)>, image: Option<File>) -> Result<Self, Error> {
         let bytes = layout.memfd_bytes;
-        let memfd = make_memfd(bytes).map_err(host("make a memfd", bytes))?;
+        let backing = match image {
+            None => Backing::Memfd(make_memfd(bytes).map_err(host("make a memfd", bytes))?),
+            Some(image) => {
+                let meta = image.metadata().map_err(host("examine an image", bytes))?;
+                if !meta.is_file() || meta.len() != bytes {
+                    return Err(Error::Image {
+                        has: meta.len(),
+                        wants: bytes,
+                    });
+                }
+                Backing::Image(image)
+            }
+        };
         let guarded = layout.end().0 + PAGE_SIZE;
         let mut span = usize::try_from(guarded)
             .map_err(|_| rustix::io::Errno::NOMEM)
@@ -214,9 +290,14 @@ impl GuestRam {
                 Kind::File { read_only: true } => (Access::ReadOnly, read),
             };
             let at = match region.kind {
-                Kind::Memory | Kind::Pluggable { .. } => span
-                    .map(&region, memfd.as_fd())
-                    .map_err(host("map the memfd", region.len))?,
+                Kind::Memory | Kind::Pluggable { .. } => match &backing {
+                    Backing::Memfd(memfd) => span
+                        .map(&region, memfd.as_fd())
+                        .map_err(host("map the memfd", region.len))?,
+                    Backing::Image(image) => span
+                        .map_image(&region, image)
+                        .map_err(host("map an image", region.len))?,
+                },
                 Kind::File { .. } => {
                     let (file, len) = files.next().ok_or(rustix::io::Errno::INVAL).map_err(
                         // `with` made one per region.
@@ -266,7 +347,7 @@ impl GuestRam {
                 access,
                 listeners: Mutex::default(),
                 span,
-                memfd,
+                backing,
             }),
         })
     }
@@ -341,10 +422,14 @@ impl GuestRam {
         }
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         let offset = from - region.start.0 + region.file_offset;
-        rustix::io::retry_on_intr(|| {
-            rustix::fs::fallocate(&self.inner.memfd, flags, offset, whole)
-        })
-        .map_err(host("give pages back", whole))?;
+        let given = match &self.inner.backing {
+            Backing::Memfd(memfd) => {
+                rustix::io::retry_on_intr(|| rustix::fs::fallocate(memfd, flags, offset, whole))
+            }
+            // Advice would bring back what the image has.
+            Backing::Image(_) => self.inner.span.zero(region, from - region.start.0, whole),
+        };
+        given.map_err(host("give pages back", whole))?;
         self.inner.epochs.mark(Gpa(from), whole);
         Ok(whole)
     }
@@ -443,9 +528,18 @@ impl GuestRam {
         self.inner.span.base
     }
 
-    /// The file that the memory is, in the order of [`Region::file_offset`].
-    pub fn memfd(&self) -> BorrowedFd<'_> {
-        self.inner.memfd.as_fd()
+    /// The file that the memory is, in the order of [`Region::file_offset`]; none when it
+    /// came from an image.
+    pub fn memfd(&self) -> Option<BorrowedFd<'_>> {
+        match &self.inner.backing {
+            Backing::Memfd(memfd) => Some(memfd.as_fd()),
+            Backing::Image(_) => None,
+        }
+    }
+
+    /// Bytes of an image: all of memory but the host's files, whether plugged or not.
+    pub fn image_bytes(&self) -> u64 {
+        self.inner.layout.memfd_bytes
     }
 
     /// Which page was written when.
@@ -456,13 +550,13 @@ impl GuestRam {
     /// Bytes of memory that the host backs (in memory or in swap).
     ///
     /// # Errors
-    /// [`Error::Host`] when the memfd cannot be asked.
+    /// [`Error::Host`] when the memfd cannot be asked, or there is none.
     pub fn resident_bytes(&self) -> Result<u64, Error> {
-        let stat = rustix::fs::fstat(&self.inner.memfd).map_err(|errno| Error::Host {
-            doing: "count the resident pages",
-            bytes: self.size().bytes(),
-            source: errno.into(),
-        })?;
+        let stat = match &self.inner.backing {
+            Backing::Memfd(memfd) => rustix::fs::fstat(memfd),
+            Backing::Image(_) => Err(rustix::io::Errno::NOTSUP),
+        };
+        let stat = stat.map_err(host("count the resident pages", self.size().bytes()))?;
         // stat(2): st_blocks counts 512-byte units.
         Ok(u64::try_from(stat.st_blocks).unwrap_or(0) * 512)
     }

@@ -97,10 +97,10 @@ fn memory_is_one_sealed_file() {
         .write_slice(b"in the file", Gpa(0x2000))
         .unwrap();
     let mut bytes = [0; 11];
-    rustix::io::pread(ram.memfd(), &mut bytes, 0x2000).unwrap();
+    rustix::io::pread(ram.memfd().unwrap(), &mut bytes, 0x2000).unwrap();
     assert_eq!(&bytes, b"in the file");
-    assert!(rustix::fs::ftruncate(ram.memfd(), 0).is_err());
-    assert!(rustix::fs::ftruncate(ram.memfd(), 2 << 20).is_err());
+    assert!(rustix::fs::ftruncate(ram.memfd().unwrap(), 0).is_err());
+    assert!(rustix::fs::ftruncate(ram.memfd().unwrap(), 2 << 20).is_err());
 }
 
 #[test]

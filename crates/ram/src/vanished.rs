@@ -34,6 +34,8 @@ struct Slot {
     start: AtomicU64,
     len: AtomicU64,
     file: AtomicI32,
+    /// Offset in the file of the first byte.
+    from: AtomicU64,
     /// Offset from which everything was replaced by zeros.
     gone: AtomicU64,
 }
@@ -44,6 +46,7 @@ static MAPPED: [Slot; SLOTS] = [const {
         start: AtomicU64::new(0),
         len: AtomicU64::new(0),
         file: AtomicI32::new(-1),
+        from: AtomicU64::new(0),
         gone: AtomicU64::new(0),
     }
 }; SLOTS];
@@ -59,9 +62,9 @@ pub(crate) struct Watched {
 }
 
 impl Watched {
-    /// `start` and `len` are a mapping of `file` from its beginning, in whole pages, that
+    /// `start` and `len` are a mapping of `file` from offset `from`, in whole pages, that
     /// stays until the result is dropped.
-    pub(crate) fn new(start: u64, len: u64, file: OwnedFd) -> io::Result<Self> {
+    pub(crate) fn new(start: u64, len: u64, file: OwnedFd, from: u64) -> io::Result<Self> {
         install()?;
         let free = |slot: &Slot| !slot.taken.swap(true, Ordering::SeqCst);
         let index = MAPPED
@@ -71,6 +74,7 @@ impl Watched {
         let slot = &MAPPED[index];
         slot.len.store(len, Ordering::SeqCst);
         slot.gone.store(len, Ordering::SeqCst);
+        slot.from.store(from, Ordering::SeqCst);
         slot.file.store(file.as_raw_fd(), Ordering::SeqCst);
         slot.start.store(start, Ordering::SeqCst);
         Ok(Self {
@@ -82,7 +86,9 @@ impl Watched {
     /// Replaces what the file lost since. True if that was something.
     pub(crate) fn heal(&self) -> io::Result<bool> {
         let slot = &MAPPED[self.slot];
-        let end = self.file.metadata()?.len().next_multiple_of(PAGE);
+        let from = slot.from.load(Ordering::SeqCst);
+        let len = self.file.metadata()?.len().saturating_sub(from);
+        let end = len.next_multiple_of(PAGE);
         let gone = slot.gone.load(Ordering::SeqCst);
         if end >= gone {
             return Ok(false);
@@ -145,7 +151,7 @@ pub fn repair(address: u64) -> bool {
                 slot.file.load(Ordering::SeqCst),
                 (&raw mut byte).cast(),
                 1,
-                offset as i64,
+                (slot.from.load(Ordering::SeqCst) + offset) as i64,
             )
         };
         return match read {

@@ -4,7 +4,7 @@ use std::os::fd::BorrowedFd;
 
 use ram::GuestMemory;
 
-use crate::{Error, Interrupt, QueueError, VirtQueue};
+use crate::{Error, Interrupt, QueueError, SavedDevice, VirtQueue};
 
 /// Device-independent feature bits (virtio 1.2 §6).
 pub mod feature {
@@ -89,6 +89,25 @@ pub trait VirtioDevice: Send {
 
     /// Forgets the driver: back to the state at power-on.
     fn reset(&mut self);
+
+    /// What a snapshot is to keep. Nobody uses the device meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Saved`]: the driver broke its ring, and was not told yet.
+    fn save(&mut self) -> Result<SavedDevice, Error>;
+
+    /// Makes this device, new and made from the same settings, the one that was saved.
+    /// `memory` is as it was then; `interrupt` is the transport's. May replace the
+    /// descriptor of [`EventSource::fd`].
+    ///
+    /// # Errors
+    /// [`Error::Saved`] where that cannot be; [`Error::Host`].
+    fn restore(
+        &mut self,
+        saved: &SavedDevice,
+        memory: &GuestMemory,
+        interrupt: &Interrupt,
+    ) -> Result<(), Error>;
 }
 
 /// A device that also gets work from the host, by way of one descriptor that is

@@ -4,12 +4,12 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use bus::{IrqLine, MmioDevice};
+use bus::{IrqLine, Lifecycle, MmioDevice};
 use ram::{ByteSize, Gpa, GuestRam};
 use vm_memory::Bytes;
 
-use crate::transport::MmioTransport;
-use crate::{VirtioDevice, feature};
+use crate::transport::{MmioTransport, SavedTransport};
+use crate::{Error, VirtioDevice, feature};
 
 pub(crate) const RAM: ByteSize = ByteSize::mib(16);
 pub(crate) const QUEUE_SIZE: u16 = 64;
@@ -74,6 +74,33 @@ impl FakeDriver {
             rises,
             rings: Vec::new(),
         }
+    }
+
+    /// What a snapshot keeps.
+    pub(crate) fn save(&self) -> Result<SavedTransport, Error> {
+        let device = self.transport.device();
+        let mut device = device.lock().unwrap();
+        self.transport.save(&mut *device)
+    }
+
+    /// Goes on with `device`, a new one, behind new registers, from `saved`.
+    pub(crate) fn restore(
+        &mut self,
+        saved: &SavedTransport,
+        device: Arc<Mutex<dyn VirtioDevice>>,
+    ) -> Result<(), Error> {
+        let new = Self::find_in(self.ram.clone(), device);
+        (self.transport, self.line, self.rises) = (new.transport, new.line, new.rises);
+        self.transport.restore(saved)?;
+        self.transport.resume();
+        Ok(())
+    }
+
+    /// Goes on with `device`, a new one, from what this one keeps, by way of bytes.
+    pub(crate) fn move_to(&mut self, device: Arc<Mutex<dyn VirtioDevice>>) {
+        let bytes = postcard::to_stdvec(&self.save().unwrap()).unwrap();
+        let saved = postcard::from_bytes(&bytes).unwrap();
+        self.restore(&saved, device).unwrap();
     }
 
     /// Finds the device and sets it up with all that it offers.

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bus::IrqLine;
+use serde::{Deserialize, Serialize};
 
 /// virtio 1.2 §4.2.2, InterruptStatus: a used buffer.
 const USED_BUFFER: u32 = 1;
@@ -27,6 +28,17 @@ struct Shared {
     needs_reset: AtomicBool,
 }
 
+/// What a snapshot keeps of an interrupt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedInterrupt {
+    /// What the driver has not acknowledged.
+    pub status: u32,
+    /// How often the configuration changed.
+    pub config_generation: u32,
+    /// The device gave up until it is reset.
+    pub needs_reset: bool,
+}
+
 impl Interrupt {
     /// An interrupt on `line`, with nothing pending.
     pub fn new(line: IrqLine) -> Self {
@@ -38,6 +50,33 @@ impl Interrupt {
                 needs_reset: AtomicBool::new(false),
             }),
         }
+    }
+
+    /// What a snapshot is to keep.
+    pub(crate) fn save(&self) -> SavedInterrupt {
+        SavedInterrupt {
+            status: self.status(),
+            config_generation: self.config_generation(),
+            needs_reset: self.wants_reset(),
+        }
+    }
+
+    /// Is as it was saved, and drives its line accordingly. `None` where it cannot have
+    /// been like that.
+    pub(crate) fn restore(&self, saved: &SavedInterrupt) -> Option<()> {
+        if saved.status & !(USED_BUFFER | CONFIG_CHANGE) != 0 {
+            return None;
+        }
+        let shared = &self.shared;
+        let generation = &shared.config_generation;
+        generation.store(saved.config_generation, Ordering::SeqCst);
+        let mut status = self.lock();
+        *status = saved.status;
+        shared.line.set(saved.status != 0);
+        shared
+            .needs_reset
+            .store(saved.needs_reset, Ordering::SeqCst);
+        Some(())
     }
 
     /// Says that buffers were used.

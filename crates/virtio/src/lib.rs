@@ -35,9 +35,9 @@ mod fake_driver;
 
 pub use chain::{Buffers, Chain};
 pub use device::{Activation, DeviceType, EventSource, VirtioDevice, feature};
-pub use interrupt::Interrupt;
+pub use interrupt::{Interrupt, SavedInterrupt};
 pub use queue::{QueueError, VirtQueue};
-pub use saved::SavedQueue;
+pub use saved::{SavedDevice, SavedQueue};
 
 /// Why a device could not be made or could not start to work.
 #[derive(Debug, thiserror::Error)]

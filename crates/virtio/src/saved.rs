@@ -4,8 +4,51 @@
 use serde::{Deserialize, Serialize};
 use virtio_queue::QueueState;
 
+use crate::balloon::SavedBalloon;
+use crate::block::SavedBlock;
+use crate::mem::SavedMem;
+use crate::net::SavedNet;
+use crate::pmem::SavedPmem;
 use crate::queue::VirtQueue;
-use crate::{Interrupt, QueueError};
+use crate::rng::SavedRng;
+use crate::vsock::SavedVsock;
+use crate::{Error, Interrupt, QueueError};
+
+/// What a snapshot keeps of a device behind its transport.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SavedDevice {
+    /// A disk.
+    Block(SavedBlock),
+    /// A network interface.
+    Net(SavedNet),
+    /// A source of random bytes.
+    Rng(SavedRng),
+    /// Memory that the guest gives up.
+    Balloon(SavedBalloon),
+    /// Sockets between host and guest.
+    Vsock(SavedVsock),
+    /// Memory that is plugged.
+    Mem(SavedMem),
+    /// A file in the guest's address space.
+    Pmem(SavedPmem),
+}
+
+impl SavedDevice {
+    /// The error of a device of another kind.
+    pub(crate) fn misplaced(&self) -> Error {
+        Error::Saved {
+            device: match self {
+                Self::Block(_) => "block",
+                Self::Net(_) => "net",
+                Self::Rng(_) => "rng",
+                Self::Balloon(_) => "balloon",
+                Self::Vsock(_) => "vsock",
+                Self::Mem(_) => "mem",
+                Self::Pmem(_) => "pmem",
+            },
+        }
+    }
+}
 
 /// What a snapshot keeps of one queue of an active device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -22,8 +22,8 @@ use super::spec::{
 use super::statistics::Statistics;
 use super::{BalloonError, SavedBalloon};
 use crate::{
-    Activation, Buffers, Chain, DeviceType, Error, EventSource, Interrupt, QueueError, VirtQueue,
-    VirtioDevice,
+    Activation, Buffers, Chain, DeviceType, Error, EventSource, Interrupt, QueueError, SavedDevice,
+    VirtQueue, VirtioDevice,
 };
 
 const QUEUE_SIZE: u16 = 256;
@@ -431,6 +431,25 @@ impl VirtioDevice for Balloon {
                 }
                 Ok(())
             }
+        }
+    }
+
+    fn save(&mut self) -> Result<SavedDevice, Error> {
+        Ok(SavedDevice::Balloon(Balloon::save(self)))
+    }
+
+    fn restore(
+        &mut self,
+        saved: &SavedDevice,
+        _memory: &GuestMemory,
+        interrupt: &Interrupt,
+    ) -> Result<(), Error> {
+        match saved {
+            SavedDevice::Balloon(saved) => {
+                *self = Balloon::restore(saved, &self.ram.clone(), interrupt)?;
+                Ok(())
+            }
+            other => Err(other.misplaced()),
         }
     }
 

@@ -15,14 +15,15 @@ use ram::{GuestMemory, volatile};
 use rustix::fs::FallocateFlags;
 use rustix::io::retry_on_intr;
 
+use super::saved::SavedBlock;
 use super::spec::{
     Config, F_BLK_SIZE, F_DISCARD, F_FLUSH, F_RO, F_SEG_MAX, F_WRITE_ZEROES, HEADER_LEN, Header,
     ID_LEN, Operation, RANGE_LEN, RANGE_UNMAP, Range, SECTOR, Status,
 };
 use crate::rate_limiter::{Limits, RateLimiter};
 use crate::{
-    Activation, Buffers, Chain, DeviceType, Error, EventSource, Interrupt, QueueError, VirtQueue,
-    VirtioDevice,
+    Activation, Buffers, Chain, DeviceType, Error, EventSource, Interrupt, QueueError, SavedDevice,
+    VirtQueue, VirtioDevice,
 };
 
 const QUEUE_SIZE: u16 = 256;
@@ -53,14 +54,14 @@ pub enum Cache {
 /// A disk.
 #[derive(Debug)]
 pub struct Block {
-    disk: Disk,
-    cache: Cache,
-    limiter: RateLimiter,
-    state: State,
+    pub(super) disk: Disk,
+    pub(super) cache: Cache,
+    pub(super) limiter: RateLimiter,
+    pub(super) state: State,
 }
 
 #[derive(Debug)]
-enum State {
+pub(super) enum State {
     Idle,
     Live {
         memory: GuestMemory,
@@ -71,18 +72,18 @@ enum State {
 
 /// The file and what is known of it.
 #[derive(Debug)]
-struct Disk {
+pub(super) struct Disk {
     path: PathBuf,
     file: File,
     access: Access,
     id: [u8; ID_LEN],
-    sectors: u64,
-    flushing: Flushing,
+    pub(super) sectors: u64,
+    pub(super) flushing: Flushing,
 }
 
 /// When written data become durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Flushing {
+pub(super) enum Flushing {
     /// When the host likes.
     Never,
     /// When the driver asks.
@@ -260,6 +261,22 @@ impl VirtioDevice for Block {
 
     fn reset(&mut self) {
         self.state = State::Idle;
+    }
+
+    fn save(&mut self) -> Result<SavedDevice, Error> {
+        Ok(SavedDevice::Block(SavedBlock::of(self)))
+    }
+
+    fn restore(
+        &mut self,
+        saved: &SavedDevice,
+        memory: &GuestMemory,
+        interrupt: &Interrupt,
+    ) -> Result<(), Error> {
+        match saved {
+            SavedDevice::Block(saved) => saved.put_into(self, memory, interrupt),
+            other => Err(other.misplaced()),
+        }
     }
 }
 

@@ -447,3 +447,60 @@ proptest! {
         prop_assert_eq!(rig.on_disk(112 * 512, 8192), rig.on_disk(sector * 512, 8192));
     }
 }
+
+#[test]
+fn a_restored_disk_goes_on_with_the_same_file_and_cache() {
+    for wanted in [u64::MAX, 0] {
+        let mut rig = rig(Access::ReadWrite);
+        rig.driver.set_up(wanted);
+        rig.driver.put(DATA, &[7; 512]);
+        assert_eq!(rig.request(WRITE, 5, &[Buffer::Out(DATA, 512)]), (OK, 1));
+        let flushing = rig.disk.lock().unwrap().disk.flushing;
+        let (access, cache) = (Access::ReadWrite, Cache::Writeback);
+        let disk = Block::open(rig.file.path(), access, cache, Limits::default()).unwrap();
+        rig.disk = Arc::new(Mutex::new(disk));
+        rig.driver.handle_interrupt();
+        rig.driver.move_to(rig.disk.clone());
+        assert_eq!(rig.disk.lock().unwrap().disk.flushing, flushing);
+        assert_eq!(rig.request(READ, 5, &[Buffer::In(DATA, 512)]), (OK, 513));
+        assert_eq!(rig.driver.get(DATA, 512), [7; 512]);
+        assert_eq!(rig.driver.handle_interrupt(), 1, "nothing changed but that");
+    }
+}
+
+#[test]
+fn a_restored_disk_whose_file_has_another_length_says_so() {
+    let mut rig = rig(Access::ReadWrite);
+    rig.file.as_file().set_len(SECTORS * 256).unwrap();
+    let (access, cache) = (Access::ReadWrite, Cache::Writeback);
+    let disk = Block::open(rig.file.path(), access, cache, Limits::default()).unwrap();
+    rig.driver.move_to(Arc::new(Mutex::new(disk)));
+    assert_eq!(rig.driver.handle_interrupt(), 2);
+    assert_eq!(u64::from_le_bytes(rig.driver.config(0)), SECTORS / 2);
+}
+
+#[test]
+fn a_restored_disk_has_the_limits_and_debts_that_it_had() {
+    let limit = Limit {
+        size: 2,
+        one_time_burst: 0,
+        refill_ms: 3_600_000,
+    };
+    let limits = Limits {
+        bandwidth: None,
+        ops: Some(limit),
+    };
+    let mut rig = rig_with(Access::ReadWrite, Cache::Writeback, limits);
+    for _ in 0..2 {
+        assert_eq!(rig.request(READ, 0, &[Buffer::In(DATA, 512)]), (OK, 513));
+    }
+    let none = Limits::default();
+    let disk = Block::open(rig.file.path(), Access::ReadWrite, Cache::Writeback, none).unwrap();
+    let disk = Arc::new(Mutex::new(disk));
+    rig.driver.move_to(disk.clone());
+    assert_eq!(disk.lock().unwrap().limits(), limits);
+    rig.driver
+        .add(0, &[Buffer::Out(HEADER, 16), Buffer::In(STATUS, 1)]);
+    rig.driver.kick(0);
+    assert_eq!(rig.driver.used(0), None, "both tokens were taken before");
+}

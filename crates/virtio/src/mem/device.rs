@@ -4,7 +4,10 @@ use ram::{Gpa, GuestMemory, GuestRam, Kind, Region};
 
 use super::spec::{Blocks, Config, F_UNPLUGGED_INACCESSIBLE, Request, Response};
 use super::{MemError, SavedMem};
-use crate::{Activation, Chain, DeviceType, Error, Interrupt, QueueError, VirtQueue, VirtioDevice};
+use crate::{
+    Activation, Chain, DeviceType, Error, Interrupt, QueueError, SavedDevice, VirtQueue,
+    VirtioDevice,
+};
 
 const QUEUE_SIZE: u16 = 256;
 
@@ -272,6 +275,26 @@ impl VirtioDevice for Mem {
     }
 
     /// Keeps what is plugged (§5.15.5.2): the guest's new driver asks for its state.
+    fn save(&mut self) -> Result<SavedDevice, Error> {
+        Ok(SavedDevice::Mem(Mem::save(self)))
+    }
+
+    fn restore(
+        &mut self,
+        saved: &SavedDevice,
+        _memory: &GuestMemory,
+        interrupt: &Interrupt,
+    ) -> Result<(), Error> {
+        match saved {
+            SavedDevice::Mem(saved) => {
+                let (ram, region) = (self.plug.ram.clone(), self.plug.region);
+                *self = Mem::restore(saved, &ram, region, interrupt)?;
+                Ok(())
+            }
+            other => Err(other.misplaced()),
+        }
+    }
+
     fn reset(&mut self) {
         self.state = State::Idle;
     }

@@ -16,7 +16,8 @@ use super::spec::{
 use crate::poller::{Poller, Token};
 use crate::rate_limiter::{Limits, RateLimiter};
 use crate::{
-    Activation, DeviceType, Error, EventSource, Interrupt, QueueError, VirtQueue, VirtioDevice,
+    Activation, DeviceType, Error, EventSource, Interrupt, QueueError, SavedDevice, VirtQueue,
+    VirtioDevice,
 };
 
 pub(super) const QUEUE_SIZE: u16 = 256;
@@ -346,6 +347,22 @@ impl VirtioDevice for Net {
             _ => &counters.tx_queue_event_count,
         });
         self.exchange()
+    }
+
+    fn save(&mut self) -> Result<SavedDevice, Error> {
+        Net::save(self).map(SavedDevice::Net)
+    }
+
+    fn restore(
+        &mut self,
+        saved: &SavedDevice,
+        memory: &GuestMemory,
+        interrupt: &Interrupt,
+    ) -> Result<(), Error> {
+        match saved {
+            SavedDevice::Net(saved) => saved.put_into(self, memory, interrupt),
+            other => Err(other.misplaced()),
+        }
     }
 
     fn reset(&mut self) {

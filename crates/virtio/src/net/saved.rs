@@ -1,6 +1,6 @@
 //! What a snapshot keeps of an interface: frames in its buffers, not those on the cable.
 
-use ram::GuestRam;
+use ram::{GuestMemory, GuestRam};
 use serde::{Deserialize, Serialize};
 
 use super::device::{Link, Live, Neighbour, Net, Offloads, State};
@@ -29,6 +29,36 @@ pub struct SavedLive {
     pub features: u64,
     /// For frames to the guest, then of the guest.
     pub queues: [SavedQueue; 2],
+}
+
+impl SavedNet {
+    /// Makes a new interface, with the cable that it has, the one that was saved.
+    pub(super) fn put_into(
+        &self,
+        net: &mut Net,
+        memory: &GuestMemory,
+        interrupt: &Interrupt,
+    ) -> Result<(), Error> {
+        let bad = || Error::Saved { device: "net" };
+        if (self.mac, self.mtu) != (net.wires.mac, net.mtu) {
+            return Err(bad());
+        }
+        net.rx_limiter.put_back(&self.rx_limiter);
+        net.tx_limiter.put_back(&self.tx_limiter);
+        let Some(live) = &self.live else {
+            return Ok(());
+        };
+        let queues = live
+            .queues
+            .iter()
+            .map(|queue| VirtQueue::restore(queue, interrupt.clone()))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|_| bad())?;
+        net.set_offloads(Offloads::of(live.features))?;
+        let live = Live::new(memory.clone(), interrupt.clone(), live.features, queues);
+        net.state = State::Live(live.ok_or_else(bad)?);
+        Ok(())
+    }
 }
 
 impl Net {

@@ -9,8 +9,8 @@ use super::SavedPmem;
 use super::spec::{Answer, FLUSH, config};
 use crate::rate_limiter::{Limits, RateLimiter};
 use crate::{
-    Activation, Buffers, DeviceType, Error, EventSource, Interrupt, QueueError, VirtQueue,
-    VirtioDevice,
+    Activation, Buffers, DeviceType, Error, EventSource, Interrupt, QueueError, SavedDevice,
+    VirtQueue, VirtioDevice,
 };
 
 const QUEUE_SIZE: u16 = 256;
@@ -186,6 +186,25 @@ impl VirtioDevice for Pmem {
                 };
                 served
             }
+        }
+    }
+
+    fn save(&mut self) -> Result<SavedDevice, Error> {
+        Ok(SavedDevice::Pmem(Pmem::save(self)))
+    }
+
+    fn restore(
+        &mut self,
+        saved: &SavedDevice,
+        memory: &GuestMemory,
+        interrupt: &Interrupt,
+    ) -> Result<(), Error> {
+        match saved {
+            SavedDevice::Pmem(saved) => {
+                self.state = saved.state(&self.region, memory, interrupt)?;
+                Ok(())
+            }
+            other => Err(other.misplaced()),
         }
     }
 

@@ -71,6 +71,12 @@ impl RateLimiter {
         SavedLimiter::of(&self.buckets, Instant::now())
     }
 
+    /// Makes this limiter the one that was saved, with the timer that it has; what it held
+    /// up asks anew.
+    pub fn put_back(&mut self, saved: &SavedLimiter) {
+        self.buckets = saved.buckets(Instant::now());
+    }
+
     /// A limiter as it was saved; what it held up asks anew.
     ///
     /// # Errors

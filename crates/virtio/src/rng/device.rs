@@ -6,10 +6,11 @@ use ram::GuestMemory;
 use rustix::io::retry_on_intr;
 use rustix::rand::{GetRandomFlags, getrandom};
 
+use super::saved::SavedRng;
 use crate::rate_limiter::{Limits, RateLimiter};
 use crate::{
-    Activation, Chain, DeviceType, Error, EventSource, Interrupt, QueueError, VirtQueue,
-    VirtioDevice,
+    Activation, Chain, DeviceType, Error, EventSource, Interrupt, QueueError, SavedDevice,
+    VirtQueue, VirtioDevice,
 };
 
 const QUEUE_SIZE: u16 = 256;
@@ -19,12 +20,12 @@ const REQUEST_BYTES_MAX: usize = 64 << 10;
 /// A source of random bytes.
 #[derive(Debug)]
 pub struct Rng {
-    limiter: RateLimiter,
-    state: State,
+    pub(super) limiter: RateLimiter,
+    pub(super) state: State,
 }
 
 #[derive(Debug)]
-enum State {
+pub(super) enum State {
     Idle,
     Live {
         memory: GuestMemory,
@@ -103,6 +104,22 @@ impl VirtioDevice for Rng {
 
     fn reset(&mut self) {
         self.state = State::Idle;
+    }
+
+    fn save(&mut self) -> Result<SavedDevice, Error> {
+        Ok(SavedDevice::Rng(SavedRng::of(self)))
+    }
+
+    fn restore(
+        &mut self,
+        saved: &SavedDevice,
+        memory: &GuestMemory,
+        interrupt: &Interrupt,
+    ) -> Result<(), Error> {
+        match saved {
+            SavedDevice::Rng(saved) => saved.put_into(self, memory, interrupt),
+            other => Err(other.misplaced()),
+        }
     }
 }
 

@@ -31,31 +31,31 @@ const VERSION: u32 = 2;
 /// "KMBI": Linux shows it and otherwise does not care.
 const VENDOR: u32 = u32::from_le_bytes(*b"KMBI");
 
-const ACKNOWLEDGE: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE;
-const DRIVER: u32 = ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER;
-const FEATURES_OK: u32 = DRIVER | VIRTIO_CONFIG_S_FEATURES_OK;
-const DRIVER_OK: u32 = FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK;
-const FAILED: u32 = VIRTIO_CONFIG_S_FAILED;
+pub(super) const ACKNOWLEDGE: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE;
+pub(super) const DRIVER: u32 = ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER;
+pub(super) const FEATURES_OK: u32 = DRIVER | VIRTIO_CONFIG_S_FEATURES_OK;
+pub(super) const DRIVER_OK: u32 = FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK;
+pub(super) const FAILED: u32 = VIRTIO_CONFIG_S_FAILED;
 const NEEDS_RESET: u32 = VIRTIO_CONFIG_S_NEEDS_RESET;
 
 /// One device's registers. The range it answers is [`MMIO_LEN`] bytes long.
 pub struct MmioTransport {
-    device: Arc<Mutex<dyn VirtioDevice>>,
-    device_type: DeviceType,
+    pub(super) device: Arc<Mutex<dyn VirtioDevice>>,
+    pub(super) device_type: DeviceType,
     /// What is offered.
-    features: u64,
-    memory: GuestMemory,
-    interrupt: Interrupt,
-    status: u32,
-    device_features_page: u32,
-    driver_features_page: u32,
-    accepted: u64,
-    queue_sizes: Vec<u16>,
-    selected_queue: u32,
+    pub(super) features: u64,
+    pub(super) memory: GuestMemory,
+    pub(super) interrupt: Interrupt,
+    pub(super) status: u32,
+    pub(super) device_features_page: u32,
+    pub(super) driver_features_page: u32,
+    pub(super) accepted: u64,
+    pub(super) queue_sizes: Vec<u16>,
+    pub(super) selected_queue: u32,
     /// The driver's set-up; an active device owns queues made from it.
-    queues: Vec<Queue>,
+    pub(super) queues: Vec<Queue>,
     /// Queues kicked before the device was active, one bit each.
-    early_kicks: u64,
+    pub(super) early_kicks: u64,
 }
 
 impl MmioTransport {
@@ -348,7 +348,7 @@ impl std::fmt::Debug for MmioTransport {
 }
 
 /// A device is consistent between calls even if one panicked.
-fn lock(device: &Mutex<dyn VirtioDevice>) -> MutexGuard<'_, dyn VirtioDevice + 'static> {
+pub(super) fn lock(device: &Mutex<dyn VirtioDevice>) -> MutexGuard<'_, dyn VirtioDevice + 'static> {
     device.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -1,8 +1,12 @@
 //! How a driver reaches a device: registers for discovery, set-up and kicks.
 
 mod mmio;
+mod saved;
 
 pub use mmio::{MMIO_LEN, MmioTransport};
+pub use saved::{SavedQueueSetUp, SavedTransport};
 
+#[cfg(test)]
+mod restored;
 #[cfg(test)]
 mod tests;

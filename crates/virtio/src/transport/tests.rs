@@ -300,7 +300,7 @@ fn indirect_tables_are_followed_one_level_deep() {
 
 /// One thing that a hostile guest does.
 #[derive(Clone, Debug)]
-enum Move {
+pub(super) enum Move {
     Write {
         register: u64,
         data: Vec<u8>,
@@ -329,7 +329,7 @@ enum Move {
     },
 }
 
-fn moves() -> impl Strategy<Value = Vec<Move>> {
+pub(super) fn moves() -> impl Strategy<Value = Vec<Move>> {
     let register = prop_oneof![
         5 => (0u64..0x40).prop_map(|n| n * 4),
         1 => 0x100u64..0x200,
@@ -364,6 +364,14 @@ fn play(device: Arc<Mutex<dyn VirtioDevice>>, moves: &[Move]) {
 
 fn play_in(ram: GuestRam, device: Arc<Mutex<dyn VirtioDevice>>, moves: &[Move]) {
     let mut driver = FakeDriver::start_in(ram, device);
+    make(&mut driver, moves);
+    driver.set_up(u64::MAX);
+    assert_eq!(driver.read(0x70), 15);
+    assert!(!driver.line_is_high());
+}
+
+/// Plays `moves`.
+pub(super) fn make(driver: &mut FakeDriver, moves: &[Move]) {
     for one in moves {
         match one.clone() {
             Move::Write { register, data } => driver.transport.write(register, &data),
@@ -398,9 +406,6 @@ fn play_in(ram: GuestRam, device: Arc<Mutex<dyn VirtioDevice>>, moves: &[Move]) 
         let pending = driver.read(0x60) != 0;
         assert_eq!(driver.line_is_high(), pending);
     }
-    driver.set_up(u64::MAX);
-    assert_eq!(driver.read(0x70), 15);
-    assert!(!driver.line_is_high());
 }
 
 /// More than the default, which `PROPTEST_CASES` may still raise.

@@ -7,41 +7,49 @@ use ram::GuestMemory;
 
 use super::listener::Listener;
 use super::muxer::Muxer;
+use super::saved::SavedVsock;
 use super::spec::{HEADER_LEN, HOST_CID, Header};
 use crate::poller::Poller;
 use crate::{
-    Activation, DeviceType, Error, EventSource, Interrupt, QueueError, VirtQueue, VirtioDevice,
+    Activation, DeviceType, Error, EventSource, Interrupt, QueueError, SavedDevice, VirtQueue,
+    VirtioDevice,
 };
 
 const QUEUE_SIZE: u16 = 256;
+/// The queue of events.
+const EVENTS: u16 = 2;
+/// §5.10.6.7: VIRTIO_VSOCK_EVENT_TRANSPORT_RESET.
+const EVENT_TRANSPORT_RESET: [u8; 4] = 0_u32.to_le_bytes();
 
 /// Sockets between host and guest. Wants a place in the event loop
 /// ([`EventSource`]) as well as a transport.
 #[derive(Debug)]
 pub struct Vsock {
-    guest_cid: u32,
-    muxer: Muxer,
-    state: State,
+    pub(super) guest_cid: u32,
+    pub(super) muxer: Muxer,
+    pub(super) state: State,
 }
 
 #[derive(Debug)]
-enum State {
+pub(super) enum State {
     Idle,
     Live(Box<Live>),
 }
 
 #[derive(Debug)]
-struct Live {
-    memory: GuestMemory,
-    interrupt: Interrupt,
+pub(super) struct Live {
+    pub(super) memory: GuestMemory,
+    pub(super) interrupt: Interrupt,
     /// Buffers that the guest wants filled.
-    rx: VirtQueue,
+    pub(super) rx: VirtQueue,
     /// Packets of the guest.
-    tx: VirtQueue,
-    /// For events, of which there are none before snapshots are.
-    _events: VirtQueue,
+    pub(super) tx: VirtQueue,
+    /// For events.
+    pub(super) events: VirtQueue,
     /// The guest has to take packets before its own are looked at.
-    clogged: bool,
+    pub(super) clogged: bool,
+    /// The guest is to learn that its connections broke, and has no room for it.
+    pub(super) reset_is_due: bool,
 }
 
 impl Vsock {
@@ -68,6 +76,27 @@ impl Vsock {
             muxer,
             state: State::Idle,
         })
+    }
+
+    fn open(&mut self) -> Result<(), Error> {
+        self.muxer.open().map_err(|source| Error::Host {
+            doing: "poll the vsock socket",
+            source,
+        })
+    }
+
+    /// Goes on with queues that were there before, and tells the guest that its
+    /// connections are not.
+    pub(super) fn revive(&mut self, live: Live) -> Result<(), Error> {
+        self.open()?;
+        let interrupt = live.interrupt.clone();
+        self.state = State::Live(Box::new(live));
+        if let Err(error) = self.with_queues(|live, _| live.tell_of_reset()) {
+            // The guest broke its ring before it was saved.
+            tracing::warn!(%error, "vsock needs a reset");
+            interrupt.needs_reset();
+        }
+        Ok(())
     }
 
     #[cfg(test)]
@@ -120,28 +149,45 @@ impl VirtioDevice for Vsock {
         let Ok([rx, tx, events]) = <[VirtQueue; 3]>::try_from(queues) else {
             return Ok(());
         };
-        self.muxer.open().map_err(|source| Error::Host {
-            doing: "poll the vsock socket",
-            source,
-        })?;
+        self.open()?;
         self.state = State::Live(Box::new(Live {
             memory,
             interrupt,
             rx,
             tx,
-            _events: events,
+            events,
             clogged: false,
+            reset_is_due: false,
         }));
         Ok(())
     }
 
-    fn notify(&mut self, _queue: u16) -> Result<(), QueueError> {
-        self.with_queues(Live::exchange)
+    fn notify(&mut self, queue: u16) -> Result<(), QueueError> {
+        match queue {
+            EVENTS => self.with_queues(|live, _| live.tell_of_reset()),
+            _ => self.with_queues(Live::exchange),
+        }
     }
 
     fn reset(&mut self) {
         self.muxer.close();
         self.state = State::Idle;
+    }
+
+    fn save(&mut self) -> Result<SavedDevice, Error> {
+        Ok(SavedDevice::Vsock(SavedVsock::of(self)))
+    }
+
+    fn restore(
+        &mut self,
+        saved: &SavedDevice,
+        memory: &GuestMemory,
+        interrupt: &Interrupt,
+    ) -> Result<(), Error> {
+        match saved {
+            SavedDevice::Vsock(saved) => saved.put_into(self, memory, interrupt),
+            other => Err(other.misplaced()),
+        }
     }
 }
 
@@ -164,6 +210,24 @@ impl EventSource for Vsock {
 }
 
 impl Live {
+    /// Tells the guest that its connections broke, if they did and it has room for that.
+    fn tell_of_reset(&mut self) -> Result<(), QueueError> {
+        while self.reset_is_due {
+            let Some(mut chain) = self.events.pop(&self.memory)? else {
+                if self.events.want_kick(&self.memory)? {
+                    continue;
+                }
+                break;
+            };
+            let written = chain.writable.write(&EVENT_TRANSPORT_RESET);
+            self.reset_is_due = written < EVENT_TRANSPORT_RESET.len();
+            // Four bytes at most.
+            self.events
+                .complete(&self.memory, chain.head, written as u32)?;
+        }
+        self.events.signal(&self.memory)
+    }
+
     /// Takes what the guest sent, gives what there is for it.
     fn exchange(&mut self, muxer: &mut Muxer) -> Result<(), QueueError> {
         loop {

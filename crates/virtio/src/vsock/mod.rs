@@ -20,9 +20,11 @@ mod connection;
 mod device;
 mod listener;
 mod muxer;
+mod saved;
 mod spec;
 
 #[cfg(test)]
 mod tests;
 
 pub use device::Vsock;
+pub use saved::SavedVsock;

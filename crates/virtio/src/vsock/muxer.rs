@@ -81,6 +81,16 @@ impl Muxer {
         self.connections.len() + self.greetings.len()
     }
 
+    /// The port that the host's next connection comes from, unless it is taken.
+    pub(super) fn next_host_port(&self) -> u32 {
+        self.next_host_port
+    }
+
+    /// Replaces it.
+    pub(super) fn set_next_host_port(&mut self, port: u32) {
+        self.next_host_port = FIRST_HOST_PORT | port & (FIRST_HOST_PORT - 1);
+    }
+
     /// Starts to accept connections of the host; those that wait come at once.
     pub(super) fn open(&mut self) -> io::Result<()> {
         self.poller.add(&self.listener, LISTENER)

@@ -3,6 +3,7 @@
 mod flow;
 mod places;
 mod random;
+mod restored;
 mod talk;
 
 use std::io::{self, Read, Write};

@@ -1,0 +1,75 @@
+//! What a snapshot keeps of a disk. Its data are not in it: the file stays where it is.
+
+use ram::GuestMemory;
+use serde::{Deserialize, Serialize};
+
+use super::device::{Block, Cache, Flushing, State};
+use crate::rate_limiter::SavedLimiter;
+use crate::{Error, Interrupt, SavedQueue, VirtQueue};
+
+/// A disk in a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedBlock {
+    /// Its capacity, as the guest knows it.
+    pub sectors: u64,
+    /// Its limits and how full they are.
+    pub limiter: SavedLimiter,
+    /// What there is only while the driver works.
+    pub live: Option<SavedLive>,
+}
+
+/// What there is only while the driver works.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedLive {
+    /// Requests.
+    pub queue: SavedQueue,
+    /// The driver knows no flush: each write is one.
+    pub flushes_each_write: bool,
+}
+
+impl SavedBlock {
+    pub(super) fn of(disk: &Block) -> Self {
+        Self {
+            sectors: disk.disk.sectors,
+            limiter: disk.limiter.save(),
+            live: match &disk.state {
+                State::Idle => None,
+                State::Live { queue, .. } => Some(SavedLive {
+                    queue: queue.save(),
+                    flushes_each_write: disk.disk.flushing == Flushing::EachWrite,
+                }),
+            },
+        }
+    }
+
+    pub(super) fn put_into(
+        &self,
+        disk: &mut Block,
+        memory: &GuestMemory,
+        interrupt: &Interrupt,
+    ) -> Result<(), Error> {
+        let Some(live) = &self.live else {
+            disk.limiter.put_back(&self.limiter);
+            disk.state = State::Idle;
+            return Ok(());
+        };
+        let queue = VirtQueue::restore(&live.queue, interrupt.clone())
+            .map_err(|_| Error::Saved { device: "block" })?;
+        disk.limiter.put_back(&self.limiter);
+        disk.disk.flushing = match disk.cache {
+            Cache::Unsafe => Flushing::Never,
+            Cache::Writeback if live.flushes_each_write => Flushing::EachWrite,
+            Cache::Writeback => Flushing::Asked,
+        };
+        disk.state = State::Live {
+            memory: memory.clone(),
+            queue,
+            interrupt: interrupt.clone(),
+        };
+        if disk.disk.sectors != self.sectors {
+            // The file is another length than it was: the driver looks anew.
+            interrupt.config_changed();
+        }
+        Ok(())
+    }
+}

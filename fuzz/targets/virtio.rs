@@ -4,9 +4,10 @@
 #![no_main]
 
 use std::io::Write as _;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fuzz::{
     AVAILABLE, BUFFERS, BUFFERS_LEN, Guest, INDIRECT, Input, NEXT, QUEUE_SIZE, QUEUES_MAX, TABLES,
@@ -15,7 +16,7 @@ use fuzz::{
 use libfuzzer_sys::fuzz_target;
 use ram::{ByteSize, Further, GuestRam};
 use virtio::rate_limiter::{Limit, Limits};
-use virtio::{EventSource, VirtioDevice, balloon, block, mem, pmem, rng, vsock};
+use virtio::{EventSource, VirtioDevice, balloon, block, mem, net, pmem, rng, vsock};
 
 /// The driver's steps in one input.
 const STEPS_MAX: usize = 64;
@@ -151,6 +152,77 @@ fn balloon() -> Machine {
     machine
 }
 
+/// One end of a cable.
+struct Cable(UnixDatagram);
+
+impl AsFd for Cable {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl net::Link for Cable {
+    fn set_offloads(&mut self, _: net::Offloads) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Sends every frame back that begins with a 9.
+#[derive(Default)]
+struct Echo(Vec<Vec<u8>>);
+
+impl net::Neighbour for Echo {
+    fn is_for_me(&self, frame: &[u8]) -> bool {
+        frame.first() == Some(&9)
+    }
+
+    fn take(&mut self, frame: &[u8], _: Instant) {
+        assert_eq!(frame.first(), Some(&9));
+        self.0.push(frame[..frame.len().min(1514)].to_vec());
+    }
+
+    fn next_frame(&mut self, _: Instant) -> Option<Vec<u8>> {
+        self.0.pop()
+    }
+
+    fn poll_at(&mut self, now: Instant) -> Option<Instant> {
+        (!self.0.is_empty()).then_some(now)
+    }
+}
+
+/// The host sends frames of all lengths, and looks at the guest's.
+fn interface(rx_limits: Limits, tx_limits: Limits) -> Machine {
+    let (near, far) = UnixDatagram::pair().unwrap();
+    near.set_nonblocking(true).unwrap();
+    far.set_nonblocking(true).unwrap();
+    let settings = net::Settings {
+        mac: Some([2, 0, 0, 0, 0, 7]),
+        mtu: Some(1500),
+        rx_limits,
+        tx_limits,
+    };
+    let neighbour = Some(Box::<Echo>::default() as Box<dyn net::Neighbour>);
+    let net = net::Net::new(settings, Box::new(Cable(near)), neighbour).unwrap();
+    Machine::with_events(memory(Vec::new()), net, move |net, how| match how % 4 {
+        0 | 1 => {
+            let frame = vec![how; usize::from(how) << (how >> 5)];
+            let _ = far.send(&frame);
+        }
+        2 => {
+            let mut frame = vec![0; 1 << 17];
+            if let Ok(len) = far.recv(&mut frame) {
+                // Behind virtio's header: two addresses and a type, and what was taken apart.
+                assert!(
+                    (12 + 14..=12 + 65550).contains(&len),
+                    "a frame of {len} bytes"
+                );
+                assert_ne!(frame[12], 9, "the neighbour's frame");
+            }
+        }
+        _ => net.update_limits(limits(how), limits(how >> 1)),
+    })
+}
+
 fn persistent(read_only: bool, how_much: Limits) -> Machine {
     let file = tempfile::tempfile_in("/dev/shm").unwrap();
     file.set_len(4096).unwrap();
@@ -182,7 +254,7 @@ fn pluggable() -> Machine {
 fn machine(which: u8) -> Machine {
     use block::{Access, Cache};
     let no_limits = Limits::default();
-    match which % 12 {
+    match which % 14 {
         0 => source(no_limits),
         1 => disk(Access::ReadWrite, Cache::Writeback, no_limits),
         2 => disk(Access::ReadOnly, Cache::Unsafe, no_limits),
@@ -194,7 +266,9 @@ fn machine(which: u8) -> Machine {
         8 => disk(Access::ReadWrite, Cache::Unsafe, few()),
         9 => persistent(true, few()),
         10 => disk(Access::ReadWrite, Cache::Unsafe, no_limits),
-        _ => persistent(false, few()),
+        11 => persistent(false, few()),
+        12 => interface(no_limits, no_limits),
+        _ => interface(few(), few()),
     }
 }
 

@@ -11,10 +11,10 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use bus::{IrqLine, MmioDevice};
+use bus::{IrqLine, Lifecycle as _, MmioDevice};
 use ram::{Gpa, GuestRam};
 use virtio::VirtioDevice;
-use virtio::transport::MmioTransport;
+use virtio::transport::{MmioTransport, SavedTransport};
 use vm_memory::Bytes as _;
 
 use crate::Input;
@@ -258,6 +258,36 @@ impl Guest {
             }
         }
         done
+    }
+
+    /// Saves the device and goes on with a new one of the same settings, as after a
+    /// snapshot. `change` is what happens to the saved state; none when it is lost.
+    ///
+    /// What was saved is taken back. What was tampered with may be refused: the device is as
+    /// after power-on then.
+    pub fn move_on(
+        &mut self,
+        mut new: impl FnMut(&GuestRam) -> Arc<Mutex<dyn VirtioDevice>>,
+        change: impl FnOnce(&SavedTransport) -> Option<SavedTransport>,
+    ) {
+        let device = self.transport.device();
+        let saved = self.watch(|transport| transport.save(&mut *device.lock().unwrap()));
+        // Not of a ring that the driver broke.
+        let Some((saved, changed)) = saved
+            .ok()
+            .and_then(|saved| change(&saved).map(|it| (saved, it)))
+        else {
+            return;
+        };
+        let mut find = |ram: &GuestRam| MmioTransport::new(new(ram), ram, IrqLine::new(|_| {}));
+        self.honest &= changed == saved;
+        self.transport = find(&self.ram);
+        let restored = self.watch(|transport| transport.restore(&changed));
+        if let Err(error) = restored {
+            assert!(changed != saved, "what was saved is refused: {error}");
+            self.transport = find(&self.ram);
+        }
+        self.watch(MmioTransport::resume);
     }
 
     /// At the end: no write went unrecorded.

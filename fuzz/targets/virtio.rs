@@ -1,6 +1,7 @@
 //! Devices behind their MMIO registers: what a hostile driver writes into registers, rings
-//! and buffers, what the host asks of them meanwhile, and what they then do in their event
-//! loop. The first byte chooses the device; see [`fuzz::Guest`] for what must hold.
+//! and buffers, what the host asks of them meanwhile, what they then do in their event loop,
+//! and how they go on from a saved state. The first byte chooses the device; see
+//! [`fuzz::Guest`] for what must hold.
 #![no_main]
 
 use std::io::Write as _;
@@ -14,51 +15,53 @@ use fuzz::{
     TABLES_LEN, WRITE, queue_at,
 };
 use libfuzzer_sys::fuzz_target;
-use ram::{ByteSize, Further, GuestRam};
+use ram::{ByteSize, Further, Gpa, GuestRam};
 use virtio::rate_limiter::{Limit, Limits};
+use virtio::transport::SavedTransport;
 use virtio::{EventSource, VirtioDevice, balloon, block, mem, net, pmem, rng, vsock};
 
 /// The driver's steps in one input.
 const STEPS_MAX: usize = 64;
 
-/// A device with its host.
-struct Machine {
-    guest: Guest,
+/// A device and its host.
+struct Parts {
+    device: Arc<Mutex<dyn VirtioDevice>>,
     events: Option<Arc<Mutex<dyn EventSource>>>,
     /// The host's doing.
     host: Box<dyn FnMut(u8)>,
 }
 
-impl Machine {
+impl Parts {
     fn new<D: VirtioDevice + 'static>(
-        ram: GuestRam,
         device: D,
         mut host: impl FnMut(&mut D, u8) + 'static,
     ) -> Self {
         let device = Arc::new(Mutex::new(device));
         Self {
-            guest: Guest::find(ram, device.clone()),
+            device: device.clone(),
             events: None,
             host: Box::new(move |how| host(&mut device.lock().unwrap(), how)),
         }
     }
 
     fn with_events<D: VirtioDevice + EventSource + 'static>(
-        ram: GuestRam,
         device: D,
         mut host: impl FnMut(&mut D, u8) + 'static,
     ) -> Self {
         let device = Arc::new(Mutex::new(device));
         Self {
-            guest: Guest::find(ram, device.clone()),
+            device: device.clone(),
             events: Some(device.clone()),
             host: Box::new(move |how| host(&mut device.lock().unwrap(), how)),
         }
     }
 }
 
-fn memory(further: Vec<Further>) -> GuestRam {
-    GuestRam::with(ByteSize::mib(2), further).unwrap()
+/// The driver of a device and the device.
+struct Machine {
+    which: u8,
+    guest: Guest,
+    parts: Parts,
 }
 
 /// A few requests at once, more in a moment.
@@ -82,16 +85,16 @@ fn limits(how: u8) -> Limits {
     }
 }
 
-fn source(limits: Limits) -> Machine {
+fn source(limits: Limits) -> Parts {
     let rng = rng::Rng::new(limits).unwrap();
-    Machine::with_events(memory(Vec::new()), rng, |_, _| {})
+    Parts::with_events(rng, |_, _| {})
 }
 
-fn disk(access: block::Access, cache: block::Cache, how_much: Limits) -> Machine {
+fn disk(access: block::Access, cache: block::Cache, how_much: Limits) -> Parts {
     let file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
     file.as_file().set_len(64 << 10).unwrap();
     let disk = block::Block::open(file.path(), access, cache, how_much).unwrap();
-    Machine::with_events(memory(Vec::new()), disk, move |disk, how| match how % 4 {
+    Parts::with_events(disk, move |disk, how| match how % 4 {
         0 => file.as_file().set_len(u64::from(how) << 9).unwrap(),
         1 => disk.update_path(file.path()).unwrap(),
         _ => disk.update_limiter(limits(how)),
@@ -99,14 +102,14 @@ fn disk(access: block::Access, cache: block::Cache, how_much: Limits) -> Machine
 }
 
 /// The host listens on one port, says a word to whoever connects, and calls the guest.
-fn cable() -> Machine {
+fn cable() -> Parts {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let path = dir.path().join("v");
     let listener = UnixListener::bind(dir.path().join("v_1024")).unwrap();
     listener.set_nonblocking(true).unwrap();
     let vsock = vsock::Vsock::new(3, &path).unwrap();
     let mut streams: Vec<UnixStream> = Vec::new();
-    Machine::with_events(memory(Vec::new()), vsock, move |_, how| match how % 4 {
+    Parts::with_events(vsock, move |_, how| match how % 4 {
         0 => {
             let _ = dir.path();
             streams.extend(listener.accept().map(|(stream, _)| stream));
@@ -126,7 +129,7 @@ fn cable() -> Machine {
     })
 }
 
-fn balloon() -> Machine {
+fn balloon(ram: &GuestRam) -> Parts {
     let settings = balloon::Settings {
         amount_mib: 1,
         deflate_on_oom: true,
@@ -134,9 +137,8 @@ fn balloon() -> Machine {
         hinting: true,
         reporting: true,
     };
-    let ram = memory(Vec::new());
-    let balloon = balloon::Balloon::new(settings, &ram).unwrap();
-    let mut machine = Machine::with_events(ram, balloon, |balloon, how| {
+    let balloon = balloon::Balloon::new(settings, ram).unwrap();
+    Parts::with_events(balloon, |balloon, how| {
         let number = u16::from(how >> 3);
         let _ = match how % 8 {
             0 => balloon.update(number.into()),
@@ -146,10 +148,7 @@ fn balloon() -> Machine {
             4 => balloon.statistics().map(drop),
             _ => balloon.update_statistics_interval(number),
         };
-        assert!(balloon.save() == balloon.save());
-    });
-    machine.guest.zeroes = true;
-    machine
+    })
 }
 
 /// One end of a cable.
@@ -191,7 +190,7 @@ impl net::Neighbour for Echo {
 }
 
 /// The host sends frames of all lengths, and looks at the guest's.
-fn interface(rx_limits: Limits, tx_limits: Limits) -> Machine {
+fn interface(rx_limits: Limits, tx_limits: Limits) -> Parts {
     let (near, far) = UnixDatagram::pair().unwrap();
     near.set_nonblocking(true).unwrap();
     far.set_nonblocking(true).unwrap();
@@ -203,7 +202,7 @@ fn interface(rx_limits: Limits, tx_limits: Limits) -> Machine {
     };
     let neighbour = Some(Box::<Echo>::default() as Box<dyn net::Neighbour>);
     let net = net::Net::new(settings, Box::new(Cable(near)), neighbour).unwrap();
-    Machine::with_events(memory(Vec::new()), net, move |net, how| match how % 4 {
+    Parts::with_events(net, move |net, how| match how % 4 {
         0 | 1 => {
             let frame = vec![how; usize::from(how) << (how >> 5)];
             let _ = far.send(&frame);
@@ -223,27 +222,22 @@ fn interface(rx_limits: Limits, tx_limits: Limits) -> Machine {
     })
 }
 
-fn persistent(read_only: bool, how_much: Limits) -> Machine {
-    let file = tempfile::tempfile_in("/dev/shm").unwrap();
-    file.set_len(4096).unwrap();
-    let further = Further::File {
-        file: file.try_clone().unwrap(),
-        read_only,
-    };
-    let ram = memory(vec![further]);
+/// Flushes reach another file than the one in memory: which one is all the same.
+fn persistent(ram: &GuestRam, how_much: Limits) -> Parts {
     let region = ram.regions().last().unwrap();
+    let file = tempfile::tempfile_in("/dev/shm").unwrap();
     let pmem = pmem::Pmem::new(file, region, how_much).unwrap();
-    Machine::with_events(ram, pmem, |pmem, how| pmem.update_limits(limits(how)))
+    Parts::with_events(pmem, |pmem, how| pmem.update_limits(limits(how)))
 }
 
-fn pluggable() -> Machine {
-    let further = Further::Pluggable {
-        len: 16 << 20,
-        block: 2 << 20,
-    };
-    let ram = memory(vec![further]);
-    let mem = mem::Mem::new(&ram, ram.regions().last().unwrap(), 4 << 20).unwrap();
-    Machine::new(ram, mem, |mem, how| {
+/// Of which nothing is plugged.
+fn pluggable(ram: &GuestRam) -> Parts {
+    let region = ram.regions().last().unwrap();
+    for block in (0..region.len).step_by(PLUG_BLOCK as usize) {
+        let _ = ram.unplug(Gpa(region.start.0 + block), PLUG_BLOCK);
+    }
+    let mem = mem::Mem::new(ram, region, 4 << 20).unwrap();
+    Parts::new(mem, |mem, how| {
         let _ = mem.request(u32::from(how % 20));
         let status = mem.status();
         assert!(status.plugged_mib <= status.total_mib);
@@ -251,30 +245,82 @@ fn pluggable() -> Machine {
     })
 }
 
-fn machine(which: u8) -> Machine {
+/// Bytes that are plugged at once.
+const PLUG_BLOCK: u64 = 2 << 20;
+const KINDS: u8 = 14;
+
+fn parts(which: u8, ram: &GuestRam) -> Parts {
     use block::{Access, Cache};
     let no_limits = Limits::default();
-    match which % 14 {
+    match which % KINDS {
         0 => source(no_limits),
         1 => disk(Access::ReadWrite, Cache::Writeback, no_limits),
         2 => disk(Access::ReadOnly, Cache::Unsafe, no_limits),
         3 => cable(),
-        4 => balloon(),
-        5 => persistent(false, no_limits),
-        6 => pluggable(),
+        4 => balloon(ram),
+        5 => persistent(ram, no_limits),
+        6 => pluggable(ram),
         7 => source(few()),
         8 => disk(Access::ReadWrite, Cache::Unsafe, few()),
-        9 => persistent(true, few()),
+        9 | 11 => persistent(ram, few()),
         10 => disk(Access::ReadWrite, Cache::Unsafe, no_limits),
-        11 => persistent(false, few()),
         12 => interface(no_limits, no_limits),
         _ => interface(few(), few()),
     }
 }
 
+/// The memory of a machine with such a device.
+fn memory(which: u8) -> GuestRam {
+    let file = |read_only| {
+        let file = tempfile::tempfile_in("/dev/shm").unwrap();
+        file.set_len(4096).unwrap();
+        vec![Further::File { file, read_only }]
+    };
+    let (len, block) = (16 << 20, PLUG_BLOCK);
+    let further = match which % KINDS {
+        5 | 11 => file(false),
+        9 => file(true),
+        6 => vec![Further::Pluggable { len, block }],
+        _ => Vec::new(),
+    };
+    GuestRam::with(ByteSize::mib(2), further).unwrap()
+}
+
 impl Machine {
+    fn new(which: u8) -> Self {
+        let ram = memory(which);
+        let parts = parts(which, &ram);
+        let mut guest = Guest::find(ram, parts.device.clone());
+        // The balloon.
+        guest.zeroes = which % KINDS == 4;
+        Self {
+            which,
+            guest,
+            parts,
+        }
+    }
+
+    /// As after a snapshot, in which bytes may have changed.
+    fn move_on(&mut self, input: &mut Input<'_>) {
+        let changes: Vec<[u8; 3]> = (0..input.byte() % 4).map(|_| input.take()).collect();
+        let change = |saved: &SavedTransport| {
+            let mut bytes = postcard::to_stdvec(saved).unwrap();
+            for [low, high, byte] in changes {
+                let at = usize::from(u16::from_le_bytes([low, high])) % bytes.len();
+                bytes[at] = byte;
+            }
+            postcard::from_bytes(&bytes).ok()
+        };
+        let (which, parts) = (self.which, &mut self.parts);
+        let new = |ram: &GuestRam| {
+            *parts = self::parts(which, ram);
+            parts.device.clone()
+        };
+        self.guest.move_on(new, change);
+    }
+
     fn events(&mut self) {
-        if let Some(events) = &self.events {
+        if let Some(events) = &self.parts.events {
             self.guest.watch(|_| events.lock().unwrap().on_event());
         }
     }
@@ -284,7 +330,7 @@ impl Machine {
         let [kind, queue] = input.take();
         let queue = u64::from(queue) % QUEUES_MAX;
         let base = queue_at(queue);
-        match kind % 12 {
+        match kind % 13 {
             0 => {
                 let register = u64::from(input.byte()) << 2;
                 guest.write(register, input.word());
@@ -341,7 +387,8 @@ impl Machine {
                 let len = 16 * u32::from(entries % 8);
                 guest.describe(base + 16 * index, table, len, INDIRECT, 0);
             }
-            8 => (self.host)(input.byte()),
+            8 => (self.parts.host)(input.byte()),
+            12 => self.move_on(input),
             9 => {
                 // What a rate limiter holds back comes later.
                 if input.byte() >= 0xf0 {
@@ -364,7 +411,7 @@ impl Machine {
 fuzz_target!(|bytes: &[u8]| {
     let mut input = Input(bytes);
     let [which, refused] = input.take();
-    let mut machine = machine(which & 0x7f);
+    let mut machine = Machine::new(which & 0x7f);
     if which & 0x80 == 0 {
         machine.guest.set_up(refused.into());
     }

@@ -361,7 +361,10 @@ fuzz_target!(|bytes: &[u8]| {
                 let how = input.byte();
                 if which < rig.sockets.len() {
                     let _ = match how % 4 {
-                        0 => Ok(drop(rig.sockets.remove(which))),
+                        0 => {
+                            rig.sockets.remove(which);
+                            Ok(())
+                        }
                         1 => rig.sockets[which].stream.shutdown(Shutdown::Read),
                         2 => rig.sockets[which].stream.shutdown(Shutdown::Write),
                         _ => rig.sockets[which].stream.shutdown(Shutdown::Both),

@@ -20,7 +20,7 @@ const ZERO_PAGE: u64 = 0x7000;
 
 /// A file that has a name as long as it is open.
 fn file(bytes: &[u8], len: u64) -> (File, String) {
-    let mut file = tempfile::tempfile_in("/dev/shm").expect("a file");
+    let mut file = tempfile::tempfile_in(fuzz::scratch()).expect("a file");
     file.write_all(bytes).expect("some bytes");
     file.set_len(len).expect("a length");
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());

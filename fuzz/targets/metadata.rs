@@ -94,7 +94,14 @@ fuzz_target!(|bytes: &[u8]| {
         while let Some(answer) = endpoint.next_frame(now) {
             sent += 1;
             assert!(sent < 1000, "the endpoint never stops");
+            assert!(answer.len() <= 1514, "a frame of {} bytes", answer.len());
             if answer.len() >= 54 && answer[12..14] == [8, 0] {
+                assert_eq!(
+                    checksum(&[&answer[14..34]]),
+                    [0, 0],
+                    "the IP header's checksum"
+                );
+                assert_eq!(answer[26..30], SERVER, "somebody else's address");
                 let sequence = u32::from_be_bytes(answer[38..42].try_into().unwrap());
                 acknowledge = sequence.wrapping_add(1).to_be_bytes();
             }

@@ -91,7 +91,7 @@ fn source(limits: Limits) -> Parts {
 }
 
 fn disk(access: block::Access, cache: block::Cache, how_much: Limits) -> Parts {
-    let file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+    let file = tempfile::NamedTempFile::new_in(fuzz::scratch()).unwrap();
     file.as_file().set_len(64 << 10).unwrap();
     let disk = block::Block::open(file.path(), access, cache, how_much).unwrap();
     Parts::with_events(disk, move |disk, how| match how % 4 {
@@ -103,7 +103,7 @@ fn disk(access: block::Access, cache: block::Cache, how_much: Limits) -> Parts {
 
 /// The host listens on one port, says a word to whoever connects, and calls the guest.
 fn cable() -> Parts {
-    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let dir = tempfile::tempdir_in(fuzz::scratch()).unwrap();
     let path = dir.path().join("v");
     let listener = UnixListener::bind(dir.path().join("v_1024")).unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -225,7 +225,7 @@ fn interface(rx_limits: Limits, tx_limits: Limits) -> Parts {
 /// Flushes reach another file than the one in memory: which one is all the same.
 fn persistent(ram: &GuestRam, how_much: Limits) -> Parts {
     let region = ram.regions().last().unwrap();
-    let file = tempfile::tempfile_in("/dev/shm").unwrap();
+    let file = tempfile::tempfile_in(fuzz::scratch()).unwrap();
     let pmem = pmem::Pmem::new(file, region, how_much).unwrap();
     Parts::with_events(pmem, |pmem, how| pmem.update_limits(limits(how)))
 }
@@ -272,7 +272,7 @@ fn parts(which: u8, ram: &GuestRam) -> Parts {
 /// The memory of a machine with such a device.
 fn memory(which: u8) -> GuestRam {
     let file = |read_only| {
-        let file = tempfile::tempfile_in("/dev/shm").unwrap();
+        let file = tempfile::tempfile_in(fuzz::scratch()).unwrap();
         file.set_len(4096).unwrap();
         vec![Further::File { file, read_only }]
     };

@@ -134,7 +134,7 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
-        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let dir = tempfile::tempdir_in(fuzz::scratch()).unwrap();
         let listener = UnixListener::bind(dir.path().join("v_52")).unwrap();
         listener.set_nonblocking(true).unwrap();
         let device = Vsock::new(CID as u32, &dir.path().join("v")).unwrap();

@@ -70,7 +70,7 @@ demo: build images ## Set up, build, make two images, and run commands in micro-
 
 .PHONY: bench
 bench: build debian-kernels images ## Measure against QEMU microvm (TCG) and native, side by side
-	@setup/packages.sh bench
+	@setup/packages.sh bench bench-devices
 	@cargo run --release --locked -q -p bench -- all
 
 .PHONY: bench-engine

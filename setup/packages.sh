@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian packages of the named groups, only those that are missing.
 # As an ordinary user it uses sudo for apt-get and for nothing else.
-# usage: setup/packages.sh GROUP…   (build, demo, test, bench, bench-engine)
+# usage: setup/packages.sh GROUP…   (build, demo, test, bench, bench-devices, bench-engine)
 set -euo pipefail
 
 declare -A packages=(
@@ -12,6 +12,8 @@ declare -A packages=(
     # reading back what we write, other tools' images
     [test]="erofs-utils skopeo iproute2"
     [bench]="qemu-system-x86 busybox-static cpio gcc libc6-dev"
+    # a guest with fio and iperf3, and iperf3's other end
+    [bench-devices]="mmdebstrap uidmap erofs-utils iperf3 iproute2 cpio"
     # the interpreters' root
     [bench-engine]="mmdebstrap uidmap erofs-utils default-jdk-headless"
 )

@@ -158,6 +158,8 @@ impl Files {
                 .as_ref()
                 .filter(|_| row.rooted)
                 .map(|(_, disk)| disk.as_path()),
+            writable_disk: None,
+            tap: None,
         }
     }
 }

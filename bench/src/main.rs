@@ -2,11 +2,12 @@
 //! QEMU's microvm machine under TCG, and the host itself. Prints medians, the
 //! ratio of the medians, and the spread of the pairwise ratios.
 //!
-//! usage: bench [all|boot|run|cpu|memory|python|monitor]
+//! usage: bench [all|boot|run|cpu|memory|python|monitor|block|net]
 //!        bench engine [--only NAME,…] [--rounds N] [--no-qemu] [--vmm PATH] [--other PATH]
 //!                     [--cpu-model MODEL] [--other-cpu-model MODEL]
 #![forbid(unsafe_code)]
 
+mod devices;
 mod engine;
 mod figures;
 mod guests;
@@ -21,13 +22,15 @@ use std::process::ExitCode;
 /// Measures, prints, and says whether the target was reached.
 type Measure = fn(&guests::Guests) -> anyhow::Result<bool>;
 
-const MEASURES: [(&str, Measure); 6] = [
+const MEASURES: [(&str, Measure); 8] = [
     ("boot", measures::boot),
     ("run", measures::run),
     ("cpu", measures::cpu),
     ("memory", measures::memory),
     ("python", measures::python),
     ("monitor", monitor::monitor),
+    ("block", devices::block),
+    ("net", devices::net),
 ];
 
 fn main() -> ExitCode {

@@ -34,6 +34,8 @@ fn boot_machine<'a>(guests: &'a Guests, kernel: &'a Path) -> Machine<'a> {
         cpu_model: None,
         translations_kept: true,
         disk: None,
+        writable_disk: None,
+        tap: None,
     }
 }
 

@@ -62,6 +62,8 @@ pub(crate) fn report(files: &Files) -> Result<()> {
         cpu_model: None,
         translations_kept: true,
         disk: None,
+        writable_disk: None,
+        tap: None,
     };
     let mut child = rivals::kombi_machine(&files.vmm, &machine)?;
     let pid = child.id();

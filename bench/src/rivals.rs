@@ -16,9 +16,13 @@ const PARAMETERS: &str = "console=ttyS0 quiet panic=-1 mitigations=off";
 /// calibrate the TSC with under TCG.
 const QEMU_MACHINE: &str =
     "microvm,accel=tcg,acpi=off,pit=on,pic=on,auto-kernel-cmdline=off,memory-backend=ram";
-/// Where that machine has its first device; it would append this behind the
-/// arguments of init, where the kernel does not look.
-const QEMU_FIRST_DEVICE: &str = "virtio_mmio.device=512@0xfeb00e00:12";
+/// Where that machine has its devices, in the order in which they are named; it would
+/// append this behind the arguments of init, where the kernel does not look.
+const QEMU_DEVICES: [&str; 3] = [
+    "virtio_mmio.device=512@0xfeb00e00:12",
+    "virtio_mmio.device=512@0xfeb00c00:11",
+    "virtio_mmio.device=512@0xfeb00a00:10",
+];
 pub(crate) const MEMORY_MIB: u32 = 256;
 
 /// What a machine of either kind boots.
@@ -34,6 +38,10 @@ pub(crate) struct Machine<'a> {
     pub(crate) translations_kept: bool,
     /// Its first disk, read-only.
     pub(crate) disk: Option<&'a Path>,
+    /// Its second one.
+    pub(crate) writable_disk: Option<&'a Path>,
+    /// The TAP device of its network.
+    pub(crate) tap: Option<&'a str>,
 }
 
 /// `kombi-vmm` with an initramfs, serial console on standard output.
@@ -46,6 +54,8 @@ pub(crate) fn kombi_vmm(guests: &Guests, initramfs: &Path) -> Result<Child> {
         cpu_model: None,
         translations_kept: true,
         disk: None,
+        writable_disk: None,
+        tap: None,
     };
     kombi_machine(&guests.vmm, &machine)
 }
@@ -63,13 +73,24 @@ pub(crate) fn kombi_machine(vmm: &Path, machine: &Machine<'_>) -> Result<Child> 
     if let Some(model) = machine.cpu_model {
         config["machine-config"]["cpu_model"] = json!(model);
     }
-    if let Some(disk) = machine.disk {
-        config["drives"] = json!([{
-            "drive_id": "disk",
-            "path_on_host": disk,
-            "is_root_device": false,
-            "is_read_only": true,
-        }]);
+    let disks = [
+        ("disk", machine.disk, true),
+        ("data", machine.writable_disk, false),
+    ];
+    let drives: Vec<_> = disks
+        .iter()
+        .filter_map(|(id, path, read_only)| {
+            Some(json!({
+                "drive_id": id,
+                "path_on_host": (*path)?,
+                "is_root_device": false,
+                "is_read_only": read_only,
+            }))
+        })
+        .collect();
+    config["drives"] = json!(drives);
+    if let Some(tap) = machine.tap {
+        config["network-interfaces"] = json!([{"iface_id": "net", "host_dev_name": tap}]);
     }
     let cache: &[&str] = if machine.translations_kept {
         &[]
@@ -91,14 +112,32 @@ pub(crate) fn kombi_machine(vmm: &Path, machine: &Machine<'_>) -> Result<Child> 
 
 /// QEMU with `machine`, serial console on standard output.
 pub(crate) fn qemu_machine(machine: &Machine<'_>) -> Result<Child> {
-    let mut parameters = machine.parameters.clone();
-    if machine.disk.is_some() {
-        parameters = format!("{QEMU_FIRST_DEVICE} {parameters}");
-    }
+    let devices = [
+        machine.disk.is_some(),
+        machine.writable_disk.is_some(),
+        machine.tap.is_some(),
+    ];
+    let count = devices.iter().filter(|there| **there).count();
+    let places = QEMU_DEVICES.iter().take(count).copied();
+    let parameters = places
+        .chain([machine.parameters.as_str()])
+        .collect::<Vec<_>>()
+        .join(" ");
     let mut qemu = qemu_base(machine.kernel, machine.memory_mib, &parameters);
     qemu.arg("-initrd").arg(machine.initramfs);
     if let Some(disk) = machine.disk {
         qemu_disk(&mut qemu, disk);
+    }
+    if let Some(disk) = machine.writable_disk {
+        qemu.args(["-device", "virtio-blk-device,drive=data", "-drive"])
+            .arg(format!(
+                "id=data,if=none,format=raw,file={}",
+                disk.display()
+            ));
+    }
+    if let Some(tap) = machine.tap {
+        qemu.args(["-device", "virtio-net-device,netdev=net", "-netdev"])
+            .arg(format!("tap,id=net,ifname={tap},script=no,downscript=no"));
     }
     qemu.spawn().context("failed to start qemu-system-x86_64")
 }
@@ -149,6 +188,8 @@ pub(crate) fn qemu(guests: &Guests, initramfs: &Path) -> Result<Child> {
         cpu_model: None,
         translations_kept: true,
         disk: None,
+        writable_disk: None,
+        tap: None,
     })
 }
 
@@ -157,7 +198,10 @@ pub(crate) fn qemu_root(guests: &Guests, layer: &Path, init: &str) -> Command {
     let mut qemu = qemu_base(
         &guests.kernel,
         MEMORY_MIB,
-        &format!("{QEMU_FIRST_DEVICE} root=/dev/vda rootfstype=erofs ro init={init}"),
+        &format!(
+            "{} root=/dev/vda rootfstype=erofs ro init={init}",
+            QEMU_DEVICES[0]
+        ),
     );
     qemu_disk(&mut qemu, layer);
     qemu

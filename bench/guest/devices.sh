@@ -22,7 +22,7 @@ if [ ! -e "$out/root.erofs" ]; then
     trap 'rm -rf "$work"' EXIT
     mmdebstrap --quiet --mode=$mode --variant=minbase --include=fio,iperf3 \
         --aptopt='Acquire::Languages "none"' \
-        --dpkgopt='path-exclude=/usr/share/*' --dpkgopt='path-include=/usr/share/debconf/*' \
+        --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
         --customize-hook='rm -rf "$1"/var/cache/apt/* "$1"/var/lib/apt/lists/*' \
         bookworm "$work/root.tar"
     mkdir "$work/root"

@@ -62,13 +62,19 @@ pub fn write_at(file: impl AsFd, from: &[Slice<'_>], offset: u64) -> io::Result<
     })
 }
 
-/// Reads from what has no offsets, such as a device; 0 is its end.
+/// Reads from what has no offsets, such as a device; 0 is its end. What does not fit goes
+/// to `overflow`.
 ///
 /// # Errors
 /// The kernel's, interruptions excepted.
-pub fn read(file: impl AsFd, into: &[Slice<'_>]) -> io::Result<usize> {
-    let pieces = pieces(into);
-    // SAFETY: as in `read_at`.
+pub fn read(file: impl AsFd, into: &[Slice<'_>], overflow: &mut [u8]) -> io::Result<usize> {
+    let mut pieces = pieces(into);
+    pieces.truncate(PIECES_MAX - 1);
+    pieces.push(libc::iovec {
+        iov_base: overflow.as_mut_ptr().cast(),
+        iov_len: overflow.len(),
+    });
+    // SAFETY: as in `read_at`; `overflow` is ours alone.
     let n = retry(|| unsafe {
         libc::readv(
             file.as_fd().as_raw_fd(),

@@ -114,6 +114,12 @@ pub(super) struct Wires {
     pub(super) link: Box<dyn Link>,
     /// Until a read finds nothing: whoever polls is told once.
     pub(super) link_has_frames: bool,
+    /// Bytes that the next frame is likely to have, going by those before it.
+    pub(super) expected: usize,
+    /// Where the rest of a frame goes that has more.
+    pub(super) overflow: Vec<u8>,
+    /// A frame that was read and for which the guest has no room yet.
+    pub(super) waiting: Option<Vec<u8>>,
     pub(super) neighbour: Option<Box<dyn Neighbour>>,
     pub(super) poller: Poller,
     pub(super) counters: Arc<Counters>,
@@ -227,6 +233,9 @@ impl Net {
                 mac,
                 link,
                 link_has_frames: false,
+                expected: SHORT_FRAME,
+                overflow: Vec::new(),
+                waiting: None,
                 neighbour,
                 poller,
                 counters: Arc::default(),
@@ -366,6 +375,7 @@ impl VirtioDevice for Net {
     }
 
     fn reset(&mut self) {
+        self.wires.waiting = None;
         self.state = State::Idle;
     }
 }

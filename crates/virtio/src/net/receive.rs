@@ -9,7 +9,7 @@ use ram::volatile::{self, Slice};
 
 use super::counters::{add, count};
 use super::device::{Live, QUEUE_SIZE, Wires};
-use super::spec::{HEADER_LEN, NUM_BUFFERS, SHORT_FRAME};
+use super::spec::{HEADER_LEN, LONG_FRAME, NUM_BUFFERS, SHORT_FRAME};
 use crate::chain::Buffers;
 use crate::rate_limiter::RateLimiter;
 use crate::{QueueError, VirtQueue};
@@ -62,6 +62,17 @@ impl<'m> Room<'m> {
         }
     }
 
+    /// The first `bytes` of it.
+    fn read(&self, bytes: usize) -> Vec<u8> {
+        let mut all = vec![0; bytes];
+        let mut left = all.as_mut_slice();
+        for (_, buffer) in &self.buffers {
+            let n = buffer.clone().read(left);
+            left = left.split_at_mut(n).1;
+        }
+        all
+    }
+
     /// Says in the frame of `bytes` in how many buffers it is.
     fn write_count(&self, bytes: usize) {
         let mut left = bytes;
@@ -112,26 +123,24 @@ impl Live {
             }
             self.show(&held, wires)?;
         }
-        let nothing = !wires.link_has_frames && wires.neighbour.is_none();
+        let nothing =
+            !wires.link_has_frames && wires.waiting.is_none() && wires.neighbour.is_none();
         if nothing {
             return self.rx.signal(&self.memory);
         }
         // Holds the memory, not the device.
         let memory = self.memory.clone();
         let mut room = Room::default();
-        let mut frames = 0;
-        let (merges, wanted) = (self.merges(), self.frame_room());
-        loop {
-            let full = fill(&mut room, &mut self.rx, &memory, merges, wanted)?;
-            if frames == FRAMES_MAX {
+        for nth in 0.. {
+            if nth == FRAMES_MAX {
                 wires.come_back();
                 break;
             }
-            let Some((bytes, from)) = wires.next(&room, full.then_some(wanted), now) else {
+            let Some((bytes, from)) = self.next(&mut room, &memory, wires, now)? else {
                 break;
             };
+            room.write_count(bytes);
             let held = room.filled(bytes);
-            frames += 1;
             if from == From::Link && !limiter.allow(bytes as u64) {
                 count(&wires.counters.rx_rate_limiter_throttled);
                 self.held = Some(held);
@@ -143,6 +152,57 @@ impl Live {
             self.rx.undo_pop();
         }
         self.rx.signal(&self.memory)
+    }
+
+    /// Puts the next frame into the room, the neighbour's before the link's; returns its
+    /// length, header included.
+    fn next<'m>(
+        &mut self,
+        room: &mut Room<'m>,
+        memory: &'m GuestMemory,
+        wires: &mut Wires,
+        now: Instant,
+    ) -> Result<Option<(usize, From)>, QueueError> {
+        let merges = self.merges();
+        let least = match merges {
+            true => wires.expected,
+            false => self.frame_room(),
+        };
+        let mut fill =
+            |room: &mut Room<'m>, wanted| fill(room, &mut self.rx, memory, merges, wanted);
+        fill(room, least)?;
+        if room.bytes >= SHORT_FRAME
+            && let Some(bytes) = wires.of_neighbour(room, now)
+        {
+            return Ok(Some((bytes, From::Neighbour)));
+        }
+        let waiting = wires.waiting.take();
+        if waiting.is_none() && room.bytes < SHORT_FRAME {
+            if wires.link_has_frames {
+                count(&wires.counters.no_rx_avail_buffer);
+            }
+            return Ok(None);
+        }
+        let (front, overflow) = match &waiting {
+            Some(frame) => (0, frame.as_slice()),
+            None => match wires.of_link(room) {
+                Some((front, over)) => (front, wires.overflow.get(..over).unwrap_or_default()),
+                None => return Ok(None),
+            },
+        };
+        let bytes = front + overflow.len();
+        if bytes > room.bytes && !merges {
+            count(&wires.counters.rx_fails);
+            return Ok(None);
+        }
+        if bytes > room.bytes && !fill(room, bytes)? {
+            // Until the guest has room for it.
+            count(&wires.counters.no_rx_avail_buffer);
+            wires.waiting = Some([room.read(front), overflow.to_vec()].concat());
+            return Ok(None);
+        }
+        room.write(front, overflow);
+        Ok(Some((bytes, From::Link)))
     }
 
     /// Lets the guest see a frame.
@@ -162,8 +222,8 @@ enum From {
     Neighbour,
 }
 
-/// Takes buffers from the queue until there is room for `wanted` bytes; without merging,
-/// one buffer. Returns whether there is.
+/// Takes buffers from the queue until there is room for `wanted` bytes. Returns whether
+/// there is.
 fn fill<'m>(
     room: &mut Room<'m>,
     queue: &mut VirtQueue,
@@ -192,35 +252,26 @@ fn fill<'m>(
 }
 
 impl Wires {
-    /// Puts the next frame into the room, the neighbour's before the link's; returns its
-    /// length, header included. The link's may need `wanted` bytes, if they are there.
-    fn next(
-        &mut self,
-        room: &Room<'_>,
-        wanted: Option<usize>,
-        now: Instant,
-    ) -> Option<(usize, From)> {
-        if room.bytes >= SHORT_FRAME
-            && let Some(neighbour) = &mut self.neighbour
-            && let Some(frame) = neighbour.next_frame(now)
-        {
-            room.write(0, &[0; HEADER_LEN]);
-            room.write(HEADER_LEN, &frame);
-            let bytes = (HEADER_LEN + frame.len()).min(room.bytes);
-            room.write_count(bytes);
-            return Some((bytes, From::Neighbour));
-        }
+    /// The neighbour's next frame, put into the room; its length, header included.
+    fn of_neighbour(&mut self, room: &Room<'_>, now: Instant) -> Option<usize> {
+        let frame = self.neighbour.as_mut()?.next_frame(now)?;
+        room.write(0, &[0; HEADER_LEN]);
+        room.write(HEADER_LEN, &frame);
+        Some((HEADER_LEN + frame.len()).min(room.bytes))
+    }
+
+    /// Reads the link's next frame: its first bytes into as much of the room as the frames
+    /// before it needed, the others into `overflow`. Returns both lengths.
+    fn of_link(&mut self, room: &Room<'_>) -> Option<(usize, usize)> {
         if !self.link_has_frames {
             return None;
         }
-        let Some(wanted) = wanted else {
-            count(&self.counters.no_rx_avail_buffer);
-            return None;
-        };
-        match volatile::read(&self.link, &room.pieces(wanted)) {
+        let front = self.expected.min(room.bytes);
+        self.overflow.resize(LONG_FRAME, 0);
+        match volatile::read(&self.link, &room.pieces(front), &mut self.overflow) {
             Ok(bytes) if bytes >= HEADER_LEN => {
-                room.write_count(bytes);
-                return Some((bytes, From::Link));
+                self.expected = bytes.max(self.expected / 2).max(SHORT_FRAME);
+                return Some((bytes.min(front), bytes.saturating_sub(front)));
             }
             Ok(bytes) => {
                 count(&self.counters.rx_fails);

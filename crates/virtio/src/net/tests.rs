@@ -316,6 +316,38 @@ fn frames_wait_for_buffers() {
 }
 
 #[test]
+fn a_frame_that_was_read_waits_until_there_is_room_for_all_of_it() {
+    let mut bench = plain();
+    bench.offer(2, 1536);
+    bench.arrive(&frame(1, 5000));
+    bench.arrive(&frame(1, 70));
+    bench.turn();
+    bench.offer(1, 1536);
+    assert_eq!(bench.received(1536), None);
+    bench.offer(10, 1536);
+    assert!(bench.received(1536).unwrap().1 == frame(1, 5000));
+    assert_eq!(bench.received(1536).unwrap().1, frame(1, 70));
+    // A reset forgets it, as it does everything else.
+    bench.arrive(&frame(1, 60_000));
+    bench.turn();
+    bench.driver.set_up(u64::MAX);
+    bench.offer(60, 1536);
+    assert_eq!(bench.received(1536), None);
+}
+
+#[test]
+fn a_frame_too_long_for_a_guest_that_does_not_merge_is_lost() {
+    let mut bench = bench(Settings::default(), 0);
+    bench.offer(3, 1526);
+    bench.arrive(&frame(1, 1515));
+    bench.arrive(&frame(1, 1514));
+    bench.turn();
+    bench.turn();
+    assert_eq!(bench.received(1526).unwrap().1, frame(1, 1514));
+    assert_eq!(bench.count("rx_fails"), 1);
+}
+
+#[test]
 fn a_thousand_frames_come_one_after_the_other() {
     let mut bench = plain();
     let mut next = 0;

@@ -74,6 +74,8 @@ impl Wires {
         }
         match volatile::write(&self.link, frame.pieces()) {
             Ok(bytes) => {
+                // A host that answers does so, as a rule, before the write returns.
+                self.link_has_frames = true;
                 count(&counters.tx_packets_count);
                 add(&counters.tx_bytes_count, bytes);
             }

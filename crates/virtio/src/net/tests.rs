@@ -173,7 +173,8 @@ impl Bench {
 
     /// Gives `count` buffers of `len` bytes for frames.
     fn offer(&mut self, count: usize, len: u32) {
-        for nth in 0..count as u64 {
+        for _ in 0..count {
+            let nth = u64::from(self.driver.next_head(RX));
             let buffer = Buffer::In(BUFFERS + nth * u64::from(len), len);
             self.driver.add(RX, &[buffer]);
         }

@@ -136,6 +136,14 @@ pub(crate) struct Args {
     #[arg(long, requires = "config_file", requires = "no_api")]
     pub(crate) jail: bool,
 
+    /// Print the version of the snapshots that this program writes.
+    #[arg(long, exclusive = true)]
+    pub(crate) snapshot_version: bool,
+
+    /// Print the version of this snapshot, the file that snapshot_path named.
+    #[arg(long, value_name = "PATH", exclusive = true)]
+    pub(crate) describe_snapshot: Option<PathBuf>,
+
     /// Print what --jail has on this host.
     #[arg(long, hide = true, exclusive = true)]
     pub(crate) jail_probe: bool,

@@ -38,6 +38,10 @@ pub(crate) enum Failure {
     Engine { source: hv::Error },
     #[error("the machine cannot be built")]
     Build { source: MachineError },
+    #[error("the snapshot cannot be loaded: {why}")]
+    Load { why: String },
+    #[error("{source}")]
+    Describe { source: snapshot::Error },
     #[error("the machine stopped")]
     Run { source: MachineError },
     #[error("failed to open log {path:?}")]
@@ -82,6 +86,8 @@ impl Failure {
             | Failure::Config { .. }
             | Failure::Metadata { .. }
             | Failure::CpuConfigOnKvm
+            | Failure::Load { .. }
+            | Failure::Describe { .. }
             | Failure::Engine { .. } => exit::BAD_CONFIGURATION,
             Failure::OpenLog { .. }
             | Failure::Filter { .. }
@@ -121,6 +127,8 @@ impl Failure {
             Failure::StatusFd { .. } => Some("give the number of an open descriptor"),
             // Engines name the way out themselves.
             Failure::Engine { .. }
+            | Failure::Load { .. }
+            | Failure::Describe { .. }
             | Failure::LongConfig { .. }
             | Failure::Config { .. }
             | Failure::Host { .. } => None,

@@ -104,6 +104,7 @@ const KVM: &[u64] = &[
     0x4020_ae46, // KVM_SET_USER_MEMORY_REGION, when memory comes or goes
     0xaead,      // KVM_KVMCLOCK_CTRL
     0x8090_ae81, // KVM_GET_REGS, and so on: state
+    0xaea3,
     0x4090_ae82,
     0x8138_ae83,
     0x4138_ae84,

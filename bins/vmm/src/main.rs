@@ -53,6 +53,23 @@ fn main() -> ExitCode {
             }
         };
     }
+    if args.snapshot_version {
+        println!("{}", snapshot::VERSION);
+        return ExitCode::SUCCESS;
+    }
+    if let Some(path) = &args.describe_snapshot {
+        return match snapshot::version_of(path) {
+            Ok(version) => {
+                println!("{version}");
+                ExitCode::SUCCESS
+            }
+            Err(source) => {
+                let failure = failure::Failure::Describe { source };
+                eprintln!("kombi-vmm: error: {}", failure.line());
+                failure.exit_code().into()
+            }
+        };
+    }
     let mut status = Status::default();
     match monitor::run(&args, &mut status) {
         Ok(code) => code.into(),

@@ -30,7 +30,7 @@ use crate::args::Args;
 use crate::engine::{self, Chosen, Watching};
 use crate::failure::{Failure, exit};
 use crate::filter::{self, Choice, Filter};
-use crate::frontend::{Frontend, ToMain, metadata};
+use crate::frontend::{Frontend, Loaded, ToMain, metadata};
 use crate::jail::{self, Visible};
 use crate::log::Log;
 use crate::metrics::Metrics;
@@ -151,7 +151,8 @@ pub(crate) fn run(args: &Args, status: &mut Status) -> Result<u8, Failure> {
                 .clone()
                 .check()
                 .map_err(|source| Failure::Config { path, source })?;
-            let built = life.start(&blueprint, draft.metrics.as_ref(), taps)?;
+            let origin = Origin::Boot { taps };
+            let built = life.start(&blueprint, draft.metrics.as_ref(), origin)?;
             frontend.started(draft, built.running.controller());
             // Not before: a client must not prepare another machine meanwhile.
             serve(&mut api, &frontend, &filters)?;
@@ -160,7 +161,7 @@ pub(crate) fn run(args: &Args, status: &mut Status) -> Result<u8, Failure> {
         None => {
             life.open_metrics(None)?;
             serve(&mut api, &frontend, &filters)?;
-            life.await_start(&from_others)
+            life.await_start(&from_others)?
         }
     };
     let signal = || stopping.signal.load(Ordering::SeqCst);
@@ -189,6 +190,14 @@ struct Started {
     kept: Option<Arc<Translations>>,
 }
 
+/// Where a machine begins.
+enum Origin {
+    /// At its kernel; these TAP devices are open already.
+    Boot { taps: HashMap<String, Tap> },
+    /// Where it was when it was saved.
+    Snapshot(Box<Loaded>),
+}
+
 /// What it takes to start a machine.
 struct Life<'a> {
     args: &'a Args,
@@ -200,32 +209,46 @@ struct Life<'a> {
 
 impl Life<'_> {
     /// Starts what the API is asked for, until one start succeeds. `None` when a signal
-    /// came first.
-    fn await_start(&self, from_others: &Receiver<ToMain>) -> Option<Started> {
+    /// came first; an error when a snapshot could not be loaded.
+    fn await_start(&self, from_others: &Receiver<ToMain>) -> Result<Option<Started>, Failure> {
         for asked in from_others {
-            let (blueprint, reply) = match asked {
-                ToMain::Stop => return None,
-                ToMain::Start { blueprint, reply } => (blueprint, reply),
+            let (started, reply, is_load) = match asked {
+                ToMain::Stop => return Ok(None),
+                ToMain::Unusable(why) => return Err(Failure::Load { why }),
+                ToMain::Start { blueprint, reply } => {
+                    let boot = Origin::Boot {
+                        taps: HashMap::new(),
+                    };
+                    (self.start(&blueprint, None, boot), reply, false)
+                }
+                ToMain::Load { loaded, reply } => {
+                    let blueprint = loaded.blueprint.clone();
+                    let started = self.start(&blueprint, None, Origin::Snapshot(loaded));
+                    (started, reply, true)
+                }
             };
-            match self.start(&blueprint, None, HashMap::new()) {
+            match started {
                 // Nobody waits for the answer only if a signal ended the API's thread.
                 Ok(started) => {
                     let _ = reply.send(Ok(started.running.controller()));
-                    return Some(started);
+                    return Ok(Some(started));
                 }
                 Err(failure) => {
                     let _ = reply.send(Err(failure.line()));
+                    if is_load {
+                        return Err(failure);
+                    }
                 }
             }
         }
-        None
+        Ok(None)
     }
 
     fn start(
         &self,
         blueprint: &Blueprint,
         metrics: Option<&MetricsDraft>,
-        taps: HashMap<String, Tap>,
+        origin: Origin,
     ) -> Result<Started, Failure> {
         let moment = Moment::now();
         let args = self.args;
@@ -262,20 +285,18 @@ impl Life<'_> {
         let outside = Outside {
             stdio,
             network: Network {
-                taps,
+                taps: HashMap::new(),
                 metadata: Some(self.metadata.clone()),
             },
         };
         let running = match chosen {
-            Chosen::Soft(engine, _) => self.launch(
-                blueprint,
-                &engine,
-                outside,
-                moment,
-                Filter::for_translated_code,
-            )?,
+            Chosen::Soft(engine, _) => {
+                let filter = Filter::for_translated_code;
+                self.launch(blueprint, origin, &engine, outside, moment, filter)?
+            }
             Chosen::Kvm(engine) => {
-                self.launch(blueprint, &engine, outside, moment, Filter::for_kvm)?
+                let filter = Filter::for_kvm;
+                self.launch(blueprint, origin, &engine, outside, moment, filter)?
             }
         };
         self.count_devices(running.controller().handles());
@@ -292,13 +313,29 @@ impl Life<'_> {
     fn launch<H: Hypervisor>(
         &self,
         blueprint: &Blueprint,
+        origin: Origin,
         engine: &H,
-        outside: Outside,
+        mut outside: Outside,
         moment: Moment,
         filter: fn() -> std::io::Result<Filter>,
     ) -> Result<Running, Failure> {
-        let mut machine = Machine::build(blueprint, engine, outside)
-            .map_err(|source| Failure::Build { source })?;
+        let (machine, paused) = match origin {
+            Origin::Boot { taps } => {
+                outside.network.taps = taps;
+                (Machine::build(blueprint, engine, outside), false)
+            }
+            Origin::Snapshot(loaded) => {
+                let Loaded {
+                    machine,
+                    image,
+                    resume,
+                    ..
+                } = *loaded;
+                let restored = Machine::restore(blueprint, &machine, image, engine, outside);
+                (restored, !resume)
+            }
+        };
+        let mut machine = machine.map_err(|source| Failure::Build { source })?;
         if self.args.boot_timer {
             machine
                 .time_boot(moment)
@@ -307,7 +344,12 @@ impl Life<'_> {
         if let Some(filter) = self.filters.of(filter::VCPU, filter)? {
             machine.confine_vcpus(Arc::new(move || filter.confine_this_thread()));
         }
-        machine.start().map_err(|source| Failure::Run { source })
+        let running = if paused {
+            machine.start_paused()
+        } else {
+            machine.start()
+        };
+        running.map_err(|source| Failure::Run { source })
     }
 
     /// Has the metrics tell what devices count: each kind together, then each one.

@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! vCPU:  run ──pause──▶ parked ──resume──▶ run       run ──HLT for good──▶ halted
+//!                       parked: hands out its state when asked
 //!        any of them ──end──▶ gone
 //! ```
 //!
@@ -12,6 +13,7 @@
 //! its guest and the event loop wakes. While [`Control::pause`] has returned and
 //! nobody resumed, no vCPU runs guest code.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,13 +21,15 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use blueprint::RateLimiter;
 use chipset::NoKeyboard;
-use hv::Kick;
+use hv::{Kick, VcpuState};
+use ram::GuestRam;
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::Error;
 use crate::handles::Handles;
 use crate::io_space::lock;
 use crate::memory_devices::limits;
+use crate::saved::SavedMachine;
 
 /// How a machine ended that did nothing wrong itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +112,22 @@ impl Controller {
         self.control.is_paused()
     }
 
+    /// Has `write` take what the machine is, and its memory: vCPUs are held and devices
+    /// stand still until it returns.
+    ///
+    /// # Errors
+    /// [`Error::NotPaused`], [`Error::SaveDevice`], [`Error::Engine`], [`Error::Gone`].
+    pub fn snapshot<T>(
+        &self,
+        write: impl FnOnce(SavedMachine, &GuestRam) -> T,
+    ) -> Result<T, Error> {
+        let whole = self.handles.whole.as_ref().ok_or(Error::Gone)?;
+        if !self.is_paused() {
+            return Err(Error::NotPaused);
+        }
+        whole.save(&self.handles, || self.control.vcpu_states(), write)
+    }
+
     /// Puts the file at `path` behind a drive, or another one of the same name, and
     /// replaces the limits that `limiter` names.
     ///
@@ -187,9 +207,14 @@ pub(crate) struct Control {
 struct State {
     ended: Option<Result<Outcome, Error>>,
     kickers: Vec<Arc<dyn Kick>>,
-    halted: usize,
+    /// What those were that run no more, by index.
+    halted: BTreeMap<u8, StateOfVcpu>,
     parked: usize,
+    /// What the parked ones are, once somebody wants to know.
+    wanted: Option<BTreeMap<u8, StateOfVcpu>>,
 }
+
+type StateOfVcpu = Result<VcpuState, Arc<hv::Error>>;
 
 impl std::fmt::Debug for Control {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -238,11 +263,12 @@ impl Control {
         let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
     }
 
-    /// One vCPU will never run again; when none will, the machine is off.
-    pub(crate) fn halted(&self) {
+    /// vCPU `index` will never run again; when none will, the machine is off. It was like
+    /// `last` when it halted.
+    pub(crate) fn halted(&self, index: u8, last: Result<VcpuState, hv::Error>) {
         let mut state = self.lock();
-        state.halted += 1;
-        let all = state.halted >= state.kickers.len();
+        state.halted.insert(index, last.map_err(Arc::new));
+        let all = state.halted.len() >= state.kickers.len();
         drop(state);
         self.changed.notify_all();
         if all {
@@ -258,7 +284,7 @@ impl Control {
         for kicker in &state.kickers {
             kicker.kick();
         }
-        while state.ended.is_none() && state.parked + state.halted < state.kickers.len() {
+        while state.ended.is_none() && state.parked + state.halted.len() < state.kickers.len() {
             state = self.wait(state);
         }
         state.ended.is_none()
@@ -277,8 +303,18 @@ impl Control {
         self.pausing.load(Ordering::SeqCst)
     }
 
-    /// On a vCPU's thread, between runs: waits as long as vCPUs are held.
-    pub(crate) fn park_while_paused(&self) {
+    /// Has vCPUs held from their start.
+    pub(crate) fn hold(&self) {
+        self.pausing.store(true, Ordering::SeqCst);
+    }
+
+    /// On the thread of vCPU `index`, between runs: waits as long as vCPUs are held, and
+    /// hands out what `now` says that it is.
+    pub(crate) fn park_while_paused(
+        &self,
+        index: u8,
+        now: impl Fn() -> Result<VcpuState, hv::Error>,
+    ) {
         if !self.is_paused() {
             return;
         }
@@ -286,9 +322,41 @@ impl Control {
         state.parked += 1;
         self.changed.notify_all();
         while self.is_paused() && state.ended.is_none() {
+            if let Some(wanted) = &mut state.wanted
+                && !wanted.contains_key(&index)
+            {
+                wanted.insert(index, now().map_err(Arc::new));
+                self.changed.notify_all();
+            }
             state = self.wait(state);
         }
         state.parked -= 1;
+    }
+
+    /// The states of all vCPUs, which are held.
+    pub(crate) fn vcpu_states(&self) -> Result<Vec<VcpuState>, Error> {
+        let mut state = self.lock();
+        state.wanted = Some(state.halted.clone());
+        self.changed.notify_all();
+        let states = loop {
+            if state.ended.is_some() {
+                return Err(Error::Gone);
+            }
+            if !self.is_paused() {
+                return Err(Error::NotPaused);
+            }
+            let all = state.kickers.len();
+            if let Some(states) = state.wanted.take_if(|states| states.len() >= all) {
+                break states;
+            }
+            state = self.wait(state);
+        };
+        drop(state);
+        let failed = |source| Error::VcpuState { source };
+        states
+            .into_values()
+            .map(|state| state.map_err(failed))
+            .collect()
     }
 
     fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
@@ -350,7 +418,7 @@ mod tests {
     impl Counter {
         fn live(&self, control: &Control) {
             loop {
-                control.park_while_paused();
+                control.park_while_paused(0, || Ok(VcpuState::after_reset()));
                 if control.is_ending() {
                     return;
                 }
@@ -428,7 +496,7 @@ mod tests {
     fn a_vcpu_that_halted_for_good_is_not_waited_for() {
         let control = Arc::new(Control::new().unwrap());
         let counters = counters(&control, 2);
-        control.halted();
+        control.halted(0, Ok(VcpuState::after_reset()));
         std::thread::scope(|scope| {
             scope.spawn(|| counters[0].live(&control));
             assert!(control.pause());

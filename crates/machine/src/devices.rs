@@ -46,6 +46,8 @@ pub(crate) struct Devices {
     pub(crate) console: Arc<Console>,
     /// Where the virtio devices sit.
     pub(crate) slots: Vec<VirtioSlot>,
+    /// Their registers, in the same order.
+    pub(crate) transports: Vec<Arc<Mutex<MmioTransport>>>,
     /// What can be asked and changed while the machine runs.
     pub(crate) handles: Handles,
 }
@@ -75,6 +77,7 @@ pub(crate) fn make(
         serial: serial.clone(),
         console,
         slots: Vec::new(),
+        transports: Vec::new(),
         handles: Handles {
             generation: Some(Arc::new(Mutex::new(generation))),
             ..Handles::default()
@@ -169,15 +172,17 @@ impl Devices {
         // A blueprint has no more devices than slots: far less than 256.
         let slot = VirtioSlot::nth(self.slots.len() as u8);
         let transport = MmioTransport::new(device, ram, line(interrupts, slot.gsi));
+        let transport = Arc::new(Mutex::new(transport));
         self.io
-            .add_mmio(slot.base, VIRTIO_MMIO_LEN, Arc::new(Mutex::new(transport)))
+            .add_mmio(slot.base, VIRTIO_MMIO_LEN, transport.clone())
             .map_err(|source| Error::Place { source })?;
         self.slots.push(slot);
+        self.transports.push(transport);
         Ok(())
     }
 }
 
-fn line(interrupts: &Arc<dyn Interrupts>, gsi: u32) -> IrqLine {
+pub(crate) fn line(interrupts: &Arc<dyn Interrupts>, gsi: u32) -> IrqLine {
     let interrupts = interrupts.clone();
     IrqLine::new(move |high| interrupts.set_line(gsi, high))
 }

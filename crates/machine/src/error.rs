@@ -1,6 +1,7 @@
 //! Why a machine could not be built or did not run on.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Why a machine could not be built or did not run on.
 #[derive(Debug, thiserror::Error)]
@@ -222,6 +223,52 @@ pub enum Error {
         /// The host's answer.
         source: std::io::Error,
     },
+    /// A snapshot of a machine that runs.
+    #[error("the machine runs: pause it first")]
+    NotPaused,
+    /// The machine has ended.
+    #[error("the machine has ended")]
+    Gone,
+    /// A device that cannot be saved now.
+    #[error("failed to save device {index}; it can be once the guest has reset it")]
+    SaveDevice {
+        /// Its place, from 0.
+        index: usize,
+        /// What went wrong.
+        source: virtio::Error,
+    },
+    /// A vCPU that cannot be saved.
+    #[error("failed to save a vCPU")]
+    VcpuState {
+        /// What the engine says.
+        source: Arc<hv::Error>,
+    },
+    /// A snapshot that is not one of a machine with this configuration.
+    #[error("the snapshot's state does not fit its configuration: {what}")]
+    Mismatch {
+        /// What differs.
+        what: &'static str,
+    },
+    /// A virtio device of a snapshot that cannot be restored.
+    #[error("failed to restore device {index}")]
+    RestoreDevice {
+        /// Its place, from 0.
+        index: usize,
+        /// What went wrong.
+        source: virtio::Error,
+    },
+    /// Another device of a snapshot that cannot be restored.
+    #[error("failed to restore a device")]
+    RestoreChipset {
+        /// What went wrong.
+        source: chipset::Error,
+    },
+    /// The state of a vCPU, or what they share, of a snapshot.
+    #[error("failed to restore the processors")]
+    RestoreVcpu {
+        /// What the engine says.
+        source: hv::Error,
+    },
     /// A vCPU's thread panicked: a mistake of ours.
     #[error("the thread of vCPU {index} panicked")]
     VcpuPanicked {
@@ -234,6 +281,9 @@ impl Error {
     /// What whoever asked for the machine could do about it.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
+            Error::Memory {
+                source: ram::Error::Image { .. },
+            } => Some("name the memory file that was made with this snapshot"),
             Error::Memory { .. } => Some("ask for less memory"),
             Error::OpenKernel { .. } => Some("give the path of a readable vmlinux or bzImage"),
             Error::KernelEmpty { .. } | Error::KernelTruncated { .. } => {
@@ -257,8 +307,18 @@ impl Error {
             }
             Error::Vsock { .. } => Some("give a path that no other machine uses"),
             Error::SerialOut { .. } => Some("give the path of a writable file"),
+            Error::RestoreVcpu { .. } => {
+                Some("load it with the engine and on a host like those it was made with")
+            }
             // They name the way out themselves.
-            Error::Tap { .. }
+            Error::NotPaused
+            | Error::Gone
+            | Error::SaveDevice { .. }
+            | Error::VcpuState { .. }
+            | Error::Mismatch { .. }
+            | Error::RestoreDevice { .. }
+            | Error::RestoreChipset { .. }
+            | Error::Tap { .. }
             | Error::Interface { .. }
             | Error::NoInterface { .. }
             | Error::NoDrive { .. }
@@ -280,7 +340,15 @@ impl Error {
     /// or sizes that do not go together.
     pub fn is_asked_for(&self) -> bool {
         match self {
-            Error::Tap { .. }
+            Error::Memory {
+                source: ram::Error::Image { .. },
+            }
+            | Error::NotPaused
+            | Error::Mismatch { .. }
+            | Error::RestoreDevice { .. }
+            | Error::RestoreChipset { .. }
+            | Error::RestoreVcpu { .. }
+            | Error::Tap { .. }
             | Error::NoInterface { .. }
             | Error::OpenKernel { .. }
             | Error::KernelEmpty { .. }
@@ -300,7 +368,10 @@ impl Error {
             | Error::Vsock { .. }
             | Error::Pmem { .. }
             | Error::SerialOut { .. } => true,
-            Error::Memory { .. }
+            Error::Gone
+            | Error::SaveDevice { .. }
+            | Error::VcpuState { .. }
+            | Error::Memory { .. }
             | Error::Interface { .. }
             | Error::WriteBootData { .. }
             | Error::RandomSeed { .. }

@@ -4,6 +4,7 @@
 
 use chipset::{SavedVmClock, SavedVmGenId, VmClock, VmGenId};
 use ram::GuestMemory;
+use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::layout::{VMCLOCK, VMCLOCK_GSI, VMGENID, VMGENID_GSI};
@@ -16,7 +17,7 @@ pub struct Generation {
 }
 
 /// What a snapshot keeps of [`Generation`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedGeneration {
     /// Of the identifier.
     pub identifier: SavedVmGenId,

@@ -12,6 +12,7 @@ use virtio::net::Net;
 use virtio::pmem::Pmem;
 
 use crate::generation::Generation;
+use crate::saved::Whole;
 
 /// Handles of one machine's devices. Clones are handles of the same devices.
 #[derive(Clone, Debug, Default)]
@@ -30,4 +31,6 @@ pub struct Handles {
     pub mem: Option<Arc<Mutex<Mem>>>,
     /// Persistent memory by id, in the guest's order.
     pub pmem: Vec<(String, Arc<Mutex<Pmem>>)>,
+    /// What a snapshot is made of. There in every machine that was built.
+    pub(crate) whole: Option<Arc<Whole>>,
 }

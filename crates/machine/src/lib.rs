@@ -28,6 +28,7 @@ mod machine;
 mod memory;
 mod memory_devices;
 mod network;
+mod saved;
 
 pub use chipset::{Moment, NoKeyboard};
 pub use control::{Controller, Gone, Outcome, StopHandle};
@@ -37,4 +38,5 @@ pub use handles::Handles;
 pub use machine::{Confine, Ended, Machine, Outside, Running, Stdio};
 pub use memory_devices::limits as device_limits;
 pub use network::{MetadataService, Network, check_tap, open_taps};
+pub use saved::{SavedDevices, SavedMachine, SavedRegion};
 pub use tap::Tap;

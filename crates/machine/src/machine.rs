@@ -2,20 +2,21 @@
 //!
 //! ```text
 //! Blueprint ──build──▶ Machine ──start──▶ Running ──wait──▶ Ended
-//!                       (no thread yet)     one thread per vCPU;
+//!  saved ────restore──▶  (no thread yet)     one thread per vCPU;
 //!                                           wait() is the event loop
 //! ```
 //!
 //! Invariant: whichever of these values is dropped, its vCPU threads are gone
 //! and its sockets unlinked afterwards.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use blueprint::Blueprint;
 use chipset::{BOOT_TIMER_LEN, BootTimer, Moment};
-use hv::{Exit, Hypervisor, Io, Partition, Vcpu, VcpuState};
+use hv::{Exit, Hypervisor, Interrupts, Io, Partition, Shared, Vcpu};
 use ram::GuestRam;
 
 use crate::control::{Control, Controller, Outcome, StopHandle};
@@ -26,6 +27,7 @@ use crate::io_space::IoSpace;
 use crate::layout::BOOT_TIMER;
 use crate::memory::Memory;
 use crate::network::Network;
+use crate::saved::{SavedMachine, Whole};
 use crate::{Error, boot, devices};
 
 /// What the serial console is connected to.
@@ -60,9 +62,7 @@ pub type Confine = Arc<dyn Fn() -> std::io::Result<()> + Send + Sync>;
 
 /// A machine with everything in place that has not run yet.
 pub struct Machine<P: Partition> {
-    partition: P,
-    vcpus: u8,
-    boot_state: VcpuState,
+    vcpus: Vec<P::Vcpu>,
     devices: Devices,
     event_loop: EventLoop,
     control: Arc<Control>,
@@ -87,32 +87,46 @@ impl<P: Partition> Machine<P> {
         let Outside { stdio, network } = outside.into();
         let memory = Memory::make(blueprint)?;
         let ram = memory.ram.clone();
-        let partition = hypervisor
-            .create(ram.clone(), blueprint.vcpus())
-            .map_err(|source| Error::Engine { source })?;
-        let control = Arc::new(Control::new()?);
-        let interrupts = partition.interrupts();
-        let devices = devices::make(
-            blueprint,
-            memory,
-            &interrupts,
-            &control,
-            stdio.output,
-            network,
-        )?;
-        let boot_state = boot::load(&ram, blueprint, &devices.slots)?;
-        let event_loop = EventLoop::new(&control, &devices, stdio.input)?;
-        let vcpus = blueprint.vcpus();
-        Ok(Self {
-            partition,
-            vcpus,
-            boot_state,
-            devices,
-            event_loop,
-            control,
-            confine: None,
-            ram,
-        })
+        let mut parts = Parts::make(blueprint, hypervisor, memory, stdio.output, network)?;
+        let boot_state = boot::load(&ram, blueprint, &parts.devices.slots)?;
+        // The others wait for the first to start them.
+        if let Some(first) = parts.vcpus.first_mut() {
+            first
+                .set_state(&boot_state)
+                .map_err(|source| Error::Engine { source })?;
+        }
+        parts.machine(ram, stdio.input)
+    }
+
+    /// Makes the machine of `blueprint` as it was when it was saved, its memory from
+    /// `image`. It goes on with [`Machine::start`] or [`Machine::start_paused`].
+    ///
+    /// # Errors
+    /// [`Error`] names what is missing or does not fit.
+    pub fn restore<H>(
+        blueprint: &Blueprint,
+        saved: &SavedMachine,
+        image: File,
+        hypervisor: &H,
+        outside: impl Into<Outside>,
+    ) -> Result<Self, Error>
+    where
+        H: Hypervisor<Partition = P>,
+    {
+        let Outside { stdio, network } = outside.into();
+        let memory = Memory::restore(blueprint, image)?;
+        let ram = memory.ram.clone();
+        let mut parts = Parts::make(blueprint, hypervisor, memory, stdio.output, network)?;
+        saved.check(&ram, blueprint.vcpus(), &parts.devices)?;
+        let refused = |source| Error::RestoreVcpu { source };
+        parts.shared.set_state(&saved.shared).map_err(refused)?;
+        for (vcpu, state) in parts.vcpus.iter_mut().zip(&saved.vcpus) {
+            vcpu.set_state(state).map_err(refused)?;
+        }
+        parts
+            .devices
+            .restore(&saved.devices, &ram, &parts.interrupts)?;
+        parts.machine(ram, stdio.input)
     }
 
     /// Stops the machine from any thread, also before it started.
@@ -147,17 +161,9 @@ impl<P: Partition> Machine<P> {
     ///
     /// # Errors
     /// [`Error::Engine`] or [`Error::Host`]; nothing runs then.
-    pub fn start(mut self) -> Result<Running, Error> {
-        let mut vcpus = Vec::new();
-        for index in 0..self.vcpus {
-            let engine_failed = |source| Error::Engine { source };
-            let mut vcpu = self.partition.vcpu(index).map_err(engine_failed)?;
-            // The others wait for the first to start them.
-            if index == 0 {
-                vcpu.set_state(&self.boot_state).map_err(engine_failed)?;
-            }
+    pub fn start(self) -> Result<Running, Error> {
+        for vcpu in &self.vcpus {
             self.control.add(vcpu.kicker());
-            vcpus.push(vcpu);
         }
         let handles = self.devices.handles;
         let io = Arc::new(self.devices.io);
@@ -168,7 +174,7 @@ impl<P: Partition> Machine<P> {
             handles,
             _ram: self.ram,
         };
-        for (index, vcpu) in (0..).zip(vcpus) {
+        for (index, vcpu) in (0..).zip(self.vcpus) {
             let (io, control) = (io.clone(), running.control.clone());
             let confine = self.confine.clone();
             // A failure drops `running`, which ends the threads made so far.
@@ -190,12 +196,82 @@ impl<P: Partition> Machine<P> {
         Ok(running)
     }
 
+    /// As [`Machine::start`], but the vCPUs are held as by [`Controller::pause`].
+    ///
+    /// # Errors
+    /// The same.
+    pub fn start_paused(self) -> Result<Running, Error> {
+        self.control.hold();
+        self.start()
+    }
+
     /// [`Machine::start`], then [`Running::wait`].
     ///
     /// # Errors
     /// Those of [`Machine::start`]; how the machine ended is in [`Ended`].
     pub fn run(self) -> Result<Ended, Error> {
         Ok(self.start()?.wait())
+    }
+}
+
+/// What is made in the same way for machines that boot and for those that go on.
+struct Parts<P: Partition> {
+    shared: Arc<dyn Shared>,
+    interrupts: Arc<dyn Interrupts>,
+    vcpus: Vec<P::Vcpu>,
+    devices: Devices,
+    control: Arc<Control>,
+}
+
+impl<P: Partition> Parts<P> {
+    fn make<H>(
+        blueprint: &Blueprint,
+        hypervisor: &H,
+        memory: Memory,
+        console: OwnedFd,
+        network: Network,
+    ) -> Result<Self, Error>
+    where
+        H: Hypervisor<Partition = P>,
+    {
+        let engine_failed = |source| Error::Engine { source };
+        let ram = memory.ram.clone();
+        let mut partition = hypervisor
+            .create(ram.clone(), blueprint.vcpus())
+            .map_err(engine_failed)?;
+        let control = Arc::new(Control::new()?);
+        let interrupts = partition.interrupts();
+        let shared = partition.shared();
+        let mut devices =
+            devices::make(blueprint, memory, &interrupts, &control, console, network)?;
+        devices.handles.whole = Some(Arc::new(Whole {
+            ram,
+            shared: shared.clone(),
+            serial: devices.serial.clone(),
+            transports: devices.transports.clone(),
+        }));
+        let vcpus = (0..blueprint.vcpus())
+            .map(|index| partition.vcpu(index).map_err(engine_failed))
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            shared,
+            interrupts,
+            vcpus,
+            devices,
+            control,
+        })
+    }
+
+    fn machine(self, ram: GuestRam, input: Option<OwnedFd>) -> Result<Machine<P>, Error> {
+        let event_loop = EventLoop::new(&self.control, &self.devices, input)?;
+        Ok(Machine {
+            vcpus: self.vcpus,
+            devices: self.devices,
+            event_loop,
+            control: self.control,
+            confine: None,
+            ram,
+        })
     }
 }
 
@@ -279,13 +355,13 @@ fn run_vcpu(index: u8, mut vcpu: impl Vcpu, io: &IoSpace, control: &Arc<Control>
     let _guard = PanicGuard { index, control };
     let io: &dyn Io = io;
     loop {
-        control.park_while_paused();
+        control.park_while_paused(index, || vcpu.state());
         if control.is_ending() {
             return;
         }
         match vcpu.run(io) {
             Ok(Exit::Kicked) => {}
-            Ok(Exit::Halted) => return control.halted(),
+            Ok(Exit::Halted) => return control.halted(index, vcpu.state()),
             Ok(Exit::TripleFault) => control.end(Ok(Outcome::TripleFault)),
             Ok(Exit::PowerOff) => control.end(Ok(Outcome::PowerOff)),
             Ok(Exit::Reset) => control.end(Ok(Outcome::Reset)),

@@ -27,6 +27,15 @@ pub(crate) struct MappedFile {
 impl Memory {
     /// Memory of the machine of `blueprint`.
     pub(crate) fn make(blueprint: &Blueprint) -> Result<Self, Error> {
+        Self::with(blueprint, None)
+    }
+
+    /// The same with the content of a snapshot's memory file.
+    pub(crate) fn restore(blueprint: &Blueprint, image: File) -> Result<Self, Error> {
+        Self::with(blueprint, Some(image))
+    }
+
+    fn with(blueprint: &Blueprint, image: Option<File>) -> Result<Self, Error> {
         let mut further = Vec::new();
         let mut opened = Vec::new();
         for pmem in blueprint.pmem() {
@@ -57,7 +66,11 @@ impl Memory {
             });
         }
         let size = ByteSize::mib(blueprint.memory_mib().into());
-        let ram = GuestRam::with(size, further).map_err(|source| Error::Memory { source })?;
+        let ram = match image {
+            None => GuestRam::with(size, further),
+            Some(image) => GuestRam::from_image(size, further, image),
+        };
+        let ram = ram.map_err(|source| Error::Memory { source })?;
         let of_files = ram
             .regions()
             .filter(|region| matches!(region.kind, Kind::File { .. }));

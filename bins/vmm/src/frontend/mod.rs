@@ -15,11 +15,12 @@ mod memory;
 pub(crate) mod metadata;
 mod preparing;
 mod running;
+mod snapshots;
 
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use api::{Action, Answer, Refusal, Serve, Stage};
+use api::{Action, Answer, Refusal, Serve, SnapshotLoad, Stage};
 use blueprint::{Blueprint, Draft};
 use machine::Controller;
 use mmds::Metadata;
@@ -27,6 +28,7 @@ use serde_json::{Value, json};
 
 use crate::frontend::preparing::Preparing;
 use crate::frontend::running::Running;
+pub(crate) use crate::frontend::snapshots::Loaded;
 use crate::log::Log;
 use crate::metrics::Metrics;
 
@@ -40,6 +42,14 @@ pub(crate) enum ToMain {
         blueprint: Box<Blueprint>,
         reply: Sender<Result<Controller, String>>,
     },
+    /// Put this machine together and let it go on; say on `reply` how that went. If it
+    /// fails, the process is of no use any more.
+    Load {
+        loaded: Box<Loaded>,
+        reply: Sender<Result<Controller, String>>,
+    },
+    /// End with this line: a snapshot could not be read.
+    Unusable(String),
     /// A signal said to end.
     Stop,
 }
@@ -132,6 +142,41 @@ impl Frontend {
     }
 }
 
+impl Frontend {
+    /// Goes on with a machine that was saved.
+    fn load(&self, state: &mut State, asked: &SnapshotLoad) -> Result<Answer, Refusal> {
+        let State::Preparing(preparing) = &*state else {
+            return Err(too_late());
+        };
+        preparing.check_untouched()?;
+        snapshots::check(asked)?;
+        let gone = || refuse("the monitor is ending");
+        let loaded = match snapshots::read(asked) {
+            Ok(loaded) => loaded,
+            Err(line) => {
+                let _ = self.main.send(ToMain::Unusable(line.clone()));
+                return Err(refuse(&line));
+            }
+        };
+        let (logger, metrics) = (&preparing.draft().logger, &preparing.draft().metrics);
+        let draft = Draft {
+            logger: logger.clone(),
+            metrics: metrics.clone(),
+            ..loaded.draft.clone()
+        };
+        if let Some(asked) = &draft.mmds_config {
+            metadata::configure(&self.metadata, asked);
+        }
+        let loaded = Box::new(loaded);
+        let (reply, started) = channel();
+        let sent = self.main.send(ToMain::Load { loaded, reply });
+        sent.map_err(|_| gone())?;
+        let started = started.recv().map_err(|_| gone())?;
+        self.run(state, draft, started.map_err(|line| refuse(&line))?);
+        Ok(Answer::Done)
+    }
+}
+
 impl Serve for Frontend {
     fn act(&self, action: Action) -> Result<Answer, Refusal> {
         // What needs nothing that somebody may be working with.
@@ -162,6 +207,7 @@ impl Serve for Frontend {
         let mut state = self.lock();
         match action {
             Action::InstanceStart => self.start(&mut state),
+            Action::LoadSnapshot(asked) => self.load(&mut state, &asked),
             Action::PutLogger(asked) => match &mut *state {
                 State::Running(_) => Err(too_late()),
                 State::Preparing(preparing) => match self.log.configure(&asked) {

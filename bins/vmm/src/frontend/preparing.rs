@@ -52,6 +52,16 @@ impl Preparing {
             .map_err(|error| refuse(&crate::failure::chain(&error)))
     }
 
+    /// A snapshot can be loaded.
+    pub(super) fn check_untouched(&self) -> Result<(), Refusal> {
+        match self.touched {
+            false => Ok(()),
+            true => Err(refuse(
+                "a snapshot brings its machine along: load it before anything else is configured",
+            )),
+        }
+    }
+
     pub(super) fn act(&mut self, action: Action) -> Result<Answer, Refusal> {
         let mut next = self.draft.clone();
         match action {
@@ -97,14 +107,6 @@ impl Preparing {
             Action::PutBalloon(asked) => next.balloon = Some(asked),
             Action::PutMemoryHotplug(asked) => next.memory_hotplug = Some(asked),
             Action::PutMmdsConfig(asked) => next.mmds_config = Some(asked),
-            Action::LoadSnapshot(_) => {
-                if self.touched {
-                    return Err(refuse(
-                        "a snapshot brings its machine along: load it before anything else is configured",
-                    ));
-                }
-                return Err(refuse("snapshots are not supported yet"));
-            }
             _ => return Err(refuse("this cannot be asked for before the machine starts")),
         }
         // Checked as a whole: what one device may be depends on the others.

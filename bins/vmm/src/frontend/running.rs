@@ -4,7 +4,7 @@ use api::{Action, Answer, DrivePatch, NetworkInterfacePatch, Refusal, VmState};
 use blueprint::{Draft, RateLimiter};
 use machine::Controller;
 
-use crate::frontend::{balloon, memory, preparing, refuse};
+use crate::frontend::{balloon, memory, preparing, refuse, snapshots};
 
 /// A machine that runs.
 pub(super) struct Running {
@@ -51,7 +51,9 @@ impl Running {
             | Action::DeletePmem(_) => Err(refuse(
                 "devices can only be plugged on PCI, which this machine does not have",
             )),
-            Action::CreateSnapshot(_) => Err(refuse("snapshots are not supported yet")),
+            Action::CreateSnapshot(asked) => {
+                snapshots::create(&self.controller, &self.draft, &asked)
+            }
             _ => Err(refuse("the machine has no such device")),
         }
     }

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
-use hv::{Interrupts, Kick, Shared, SharedState};
+use hv::{Kick, SharedState, VcpuState};
 use ram::Gpa;
 use tempfile::TempDir;
 use vm_memory::Bytes;

@@ -4,6 +4,8 @@
 mod host;
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use host::monitor::Monitor;
 use host::*;
@@ -168,6 +170,88 @@ fn a_machine_with_an_interface_runs_is_limited_and_counted() {
     assert_eq!(last["net"], last["net_e"]);
     assert!(count("net_e", "tx_rate_limiter_throttled") > 0, "{last}");
     assert!(count("mmds", "rx_count") > 0, "{last}");
+}
+
+/// The guest pings on in another process, at the end of another cable.
+#[test]
+fn a_loaded_machine_goes_on_over_another_tap_device() {
+    if !inside("a_loaded_machine_goes_on_over_another_tap_device") {
+        return;
+    }
+    let host = Host::new();
+    let ip = |args: &str| {
+        let mut ip = Command::new("ip");
+        assert!(
+            ip.args(args.split(' ')).status().unwrap().success(),
+            "ip {args}"
+        );
+    };
+    // To the guest, it is the same host.
+    let address = "link set dev tap0 address 02:00:00:00:00:01";
+    ip(address);
+    let console = host.path("console");
+    let pongs = || {
+        let said = std::fs::read_to_string(&console).unwrap_or_default();
+        said.matches("1 packets received").count()
+    };
+    let await_pongs = |wanted: usize| {
+        let until = Instant::now() + Duration::from_secs(60);
+        while pongs() < wanted {
+            assert!(Instant::now() < until, "{} of {wanted} answers", pongs());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    let script = format!("while :; do ping -c 1 -W 1 {HOST}; sleep 0.1; done");
+    let first = Monitor::start(&[]);
+    first.put(
+        "/machine-config",
+        json!({"vcpu_count": 1, "mem_size_mib": 128, "engine": "soft"}),
+    );
+    first.put(
+        "/boot-source",
+        json!({
+            "kernel_image_path": kernel(),
+            "initrd_path": initrd(&host, &script),
+            "boot_args": "console=ttyS0 quiet panic=-1",
+        }),
+    );
+    first.put("/serial", json!({"serial_out_path": console}));
+    first.put(
+        "/network-interfaces/e",
+        json!({"iface_id": "e", "host_dev_name": TAP}),
+    );
+    assert_eq!(first.action("InstanceStart").0, 204);
+    await_pongs(3);
+    let pause = Some(json!({"state": "Paused"}));
+    assert_eq!(first.ask("PATCH", "/vm", pause).0, 204);
+    let (state, memory) = (host.path("state"), host.path("memory"));
+    first.put(
+        "/snapshot/create",
+        json!({"snapshot_path": state, "mem_file_path": memory}),
+    );
+    drop(first);
+
+    ip("link delete tap0");
+    ip("tuntap add dev tap1 mode tap");
+    ip(&address.replace("tap0", "tap1"));
+    ip(&format!("address add {HOST}/24 dev tap1"));
+    ip("link set dev tap1 up");
+    let before = pongs();
+    let body = json!({
+        "snapshot_path": state,
+        "mem_backend": {"backend_type": "File", "backend_path": memory},
+        "network_overrides": [{"iface_id": "e", "host_dev_name": "tap1"}],
+        "resume_vm": true,
+    });
+    let second = Monitor::start(&[]);
+    second.put("/snapshot/load", body.clone());
+    await_pongs(before + 3);
+    let config = &second.get("/vm/config")["network-interfaces"][0];
+    assert_eq!(config["host_dev_name"], "tap1");
+    // One cable has two ends.
+    let third = Monitor::start(&[]);
+    let got = third.refusal("PUT", "/snapshot/load", Some(body));
+    assert!(got.contains("TAP device \"tap1\" is in use"), "{got}");
 }
 
 /// TAP devices stay in the network that the jail leaves.

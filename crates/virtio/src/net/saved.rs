@@ -1,10 +1,10 @@
 //! What a snapshot keeps of an interface: frames in its buffers, not those on the cable.
 
-use ram::{GuestMemory, GuestRam};
+use ram::GuestMemory;
 use serde::{Deserialize, Serialize};
 
-use super::device::{Link, Live, Neighbour, Net, Offloads, State};
-use crate::rate_limiter::{RateLimiter, SavedLimiter};
+use super::device::{Live, Net, Offloads, State};
+use crate::rate_limiter::SavedLimiter;
 use crate::{Error, Interrupt, SavedQueue, VirtQueue};
 
 /// An interface in a snapshot.
@@ -87,38 +87,5 @@ impl Net {
                 }),
             },
         })
-    }
-
-    /// An interface as it was saved, at the near end of `link`.
-    ///
-    /// # Errors
-    /// [`Error::Saved`]; [`Error::Host`]: no timer, or not such a link.
-    pub fn restore(
-        saved: &SavedNet,
-        link: Box<dyn Link>,
-        neighbour: Option<Box<dyn Neighbour>>,
-        ram: &GuestRam,
-        interrupt: &Interrupt,
-    ) -> Result<Self, Error> {
-        let limiters = (
-            RateLimiter::restore(&saved.rx_limiter)?,
-            RateLimiter::restore(&saved.tx_limiter)?,
-        );
-        let mut net = Self::with(saved.mac, saved.mtu, limiters, link, neighbour)?;
-        if let Some(live) = &saved.live {
-            let queues = live
-                .queues
-                .iter()
-                .map(|queue| VirtQueue::restore(queue, interrupt.clone()))
-                .collect::<Result<Vec<_>, _>>()
-                .map_err(|_| Error::Saved { device: "net" })?;
-            net.set_offloads(Offloads::of(live.features))?;
-            let memory = ram.memory().clone();
-            net.state = match Live::new(memory, interrupt.clone(), live.features, queues) {
-                Some(live) => State::Live(live),
-                None => State::Idle,
-            };
-        }
-        Ok(net)
     }
 }

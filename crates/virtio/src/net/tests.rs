@@ -541,8 +541,13 @@ fn a_saved_interface_goes_on_where_it_was() {
     };
     let offloads = Arc::clone(&cable.offloads);
     let interrupt = Interrupt::new(bus::IrqLine::new(|_| {}));
-    let restored = Net::restore(&saved, Box::new(cable), None, &bench.driver.ram, &interrupt);
-    let mut restored = restored.unwrap();
+    let unlimited = Settings {
+        rx_limits: Limits::default(),
+        ..settings
+    };
+    let mut restored = Net::new(unlimited, Box::new(cable), None).unwrap();
+    let memory = bench.driver.ram.memory();
+    saved.put_into(&mut restored, memory, &interrupt).unwrap();
     assert!(offloads.lock().unwrap().unwrap().tso4);
     assert_eq!(restored.limits().0, ops(1));
     let again = restored.save().unwrap();
@@ -566,7 +571,8 @@ fn a_saved_state_that_cannot_be_is_refused() {
         refuses: false,
     };
     let interrupt = Interrupt::new(bus::IrqLine::new(|_| {}));
-    let refused = Net::restore(&bad, Box::new(cable), None, &bench.driver.ram, &interrupt);
+    let mut net = Net::new(Settings::default(), Box::new(cable), None).unwrap();
+    let refused = bad.put_into(&mut net, bench.driver.ram.memory(), &interrupt);
     assert!(matches!(
         refused,
         Err(crate::Error::Saved { device: "net" })

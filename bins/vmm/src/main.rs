@@ -17,6 +17,7 @@ mod jail;
 mod log;
 mod metrics;
 mod monitor;
+mod open_metrics;
 mod status;
 mod surroundings;
 mod whole_lines;

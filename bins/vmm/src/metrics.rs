@@ -240,6 +240,19 @@ impl Writer {
             tracing::debug!(%error, "metrics are not taken");
         }
     }
+
+    /// Everything since the start, whoever was told of what.
+    fn totals(&self) -> BTreeMap<String, Value> {
+        let mut totals: BTreeMap<_, _> = self.sources.iter().flat_map(|source| source()).collect();
+        if let Some((counters, kept)) = &self.engine {
+            let kept = kept
+                .as_ref()
+                .map(|kept| Kept::of(kept.counts(), Counts::default()));
+            let engine = serde_json::to_value(Engine::of(&counters.sum(), kept));
+            totals.insert("engine".to_owned(), engine.unwrap_or_default());
+        }
+        totals
+    }
 }
 
 /// How much more each number is `now`.
@@ -308,6 +321,11 @@ impl Metrics {
             .map_err(|error| format!("failed to start a thread for metrics: {error}"))?;
         *thread = Some((end, started));
         Ok(())
+    }
+
+    /// Everything that is counted, since the start, by group and name.
+    pub(crate) fn totals(&self) -> BTreeMap<String, Value> {
+        lock(&self.writer).totals()
     }
 
     /// Writes a line now.

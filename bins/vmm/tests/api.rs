@@ -521,3 +521,29 @@ fn metadata_is_put_patched_and_bounded() {
     }
     assert_eq!(monitor.get("/mmds"), wanted);
 }
+
+#[test]
+fn metrics_are_there_for_prometheus_without_a_file() {
+    let monitor = Monitor::start(&[]);
+    monitor.get("/version");
+    monitor.prepare(SPIN);
+    assert_eq!(monitor.action("InstanceStart").0, 204);
+    let mut stream = UnixStream::connect(&monitor.socket).unwrap();
+    stream
+        .write_all(b"GET /metrics HTTP/1.1\r\nConnection: close\r\n\r\n")
+        .unwrap();
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut stream, &mut text).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+    let kind = "Content-Type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n";
+    assert!(head.contains(kind), "{head}");
+    for line in [
+        "# TYPE kombi_put_api_requests_actions_count counter",
+        "kombi_put_api_requests_actions_count_total 1",
+        "# TYPE kombi_engine_translations_made counter",
+        "# EOF",
+    ] {
+        assert!(body.lines().any(|each| each == line), "{line}: {body}");
+    }
+}

@@ -57,6 +57,7 @@ pub enum Action {
     PutMmdsConfig(MmdsConfigDraft),
     PutLogger(LoggerDraft),
     PutMetrics(MetricsDraft),
+    GetMetrics,
     CreateSnapshot(SnapshotCreate),
     LoadSnapshot(SnapshotLoad),
 }
@@ -82,6 +83,7 @@ impl Action {
             | Self::GetMachineConfig
             | Self::GetBalloon
             | Self::GetMmds
+            | Self::GetMetrics
             | Self::PutMmds(_)
             | Self::PatchMmds(_)
             | Self::PutDrive(_)
@@ -130,6 +132,13 @@ pub enum Answer {
     Done,
     /// 200 with this body.
     Body(Value),
+    /// 200 with a text.
+    Text {
+        /// What kind of text.
+        media_type: &'static str,
+        /// The text.
+        text: String,
+    },
 }
 
 /// Why a client does not get what it asked for.

@@ -200,6 +200,7 @@ routes! {
     Put "/mmds/config" "mmds" put_mmds_config;
     Put "/logger" "logger" |it| it.json(Action::PutLogger);
     Put "/metrics" "metrics" |it| it.json(Action::PutMetrics);
+    Get "/metrics" "metrics" |it| it.bare(Action::GetMetrics);
     Put "/snapshot/create" "snapshot" |it| it.json(Action::CreateSnapshot);
     Put "/snapshot/load" "snapshot" load_snapshot;
 }

@@ -31,6 +31,7 @@ use crate::frontend::running::Running;
 pub(crate) use crate::frontend::snapshots::Loaded;
 use crate::log::Log;
 use crate::metrics::Metrics;
+use crate::open_metrics;
 
 /// The version of Firecracker whose API this is.
 pub(crate) const API_VERSION: &str = "1.17.0";
@@ -191,6 +192,12 @@ impl Serve for Frontend {
             (Stage::BeforeStart, true) => return Err(too_late()),
             (Stage::AfterStart, false) => return Err(too_early()),
             (Stage::Both, _) | (Stage::BeforeStart, false) | (Stage::AfterStart, true) => {}
+        }
+        if action == Action::GetMetrics {
+            return Ok(Answer::Text {
+                media_type: open_metrics::MEDIA_TYPE,
+                text: open_metrics::text(self.metrics.totals()),
+            });
         }
         if action == Action::FlushMetrics {
             return match self.metrics.flush() {

@@ -181,12 +181,15 @@ fn parse_head(bytes: &[u8], body_bytes_max: usize) -> Result<Option<Head>, ReadE
     }))
 }
 
+pub(super) const JSON: &str = "application/json";
+
 /// One answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
     pub(super) status: u16,
-    /// JSON.
     pub(super) body: Option<String>,
+    /// Of the body.
+    pub(super) media_type: &'static str,
     pub(super) deprecated: bool,
 }
 
@@ -195,6 +198,7 @@ impl Answer {
         Self {
             status,
             body: Some(serde_json::json!({ "fault_message": message }).to_string()),
+            media_type: JSON,
             deprecated: false,
         }
     }
@@ -218,7 +222,7 @@ impl Answer {
         }
         // RFC 9110 §8.6: 204 has no Content-Length.
         if let Some(body) = &self.body {
-            head.push_str("Content-Type: application/json\r\n");
+            head.push_str(&format!("Content-Type: {}\r\n", self.media_type));
             head.push_str(&format!("Content-Length: {}\r\n\r\n{body}", body.len()));
         } else {
             head.push_str("\r\n");

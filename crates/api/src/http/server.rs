@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crate::Serve;
 use crate::action::{Answer as Outcome, Refusal};
 use crate::counters::Counters;
-use crate::http::message::{Answer, ReadError, Request, Requests};
+use crate::http::message::{Answer, JSON, ReadError, Request, Requests};
 use crate::routes::{self, Method};
 
 /// A client that takes no byte of an answer for this long is let go.
@@ -277,11 +277,19 @@ fn answer(request: &Request, serve: &dyn Serve, counters: &Counters) -> Answer {
         Ok(Outcome::Done) => Answer {
             status: 204,
             body: None,
+            media_type: JSON,
             deprecated: false,
         },
         Ok(Outcome::Body(value)) => Answer {
             status: 200,
             body: Some(value.to_string()),
+            media_type: JSON,
+            deprecated: false,
+        },
+        Ok(Outcome::Text { media_type, text }) => Answer {
+            status: 200,
+            body: Some(text),
+            media_type,
             deprecated: false,
         },
         Err(refusal) => {

@@ -23,6 +23,9 @@ use crate::{
 pub(super) const QUEUE_SIZE: u16 = 256;
 const RX: u16 = 0;
 
+/// How soon a neighbour is asked again.
+const PAUSE: Duration = Duration::from_millis(10);
+
 const LINK: Token = Token(0);
 const RX_TIMER: Token = Token(1);
 const TX_TIMER: Token = Token(2);
@@ -283,10 +286,12 @@ impl Net {
         live.receive(&mut self.rx_limiter, &mut self.wires, now)?;
         let asked = self.wires.neighbour.as_mut();
         let next = asked.and_then(|neighbour| neighbour.poll_at(now));
-        // Frames that were left go on with the next round of the event loop.
+        // Frames that were left go on with the next round of the event loop. A neighbour
+        // that has something to say although it was just asked waits for the guest's
+        // buffers: its kick is heard, and the event loop must not spin meanwhile.
         let wait = match (sent, next) {
             (false, _) => Some(Duration::ZERO),
-            (true, next) => next.map(|at| at.saturating_duration_since(now)),
+            (true, next) => next.map(|at| at.saturating_duration_since(now).max(PAUSE)),
         };
         if let Some(wait) = wait {
             self.wires.poller.set_alarm(wait);

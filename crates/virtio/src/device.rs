@@ -4,7 +4,7 @@ use std::os::fd::BorrowedFd;
 
 use ram::GuestMemory;
 
-use crate::{Error, Interrupt, QueueError, SavedDevice, VirtQueue};
+use crate::{Bell, Error, Interrupt, QueueError, SavedDevice, VirtQueue};
 
 /// Device-independent feature bits (virtio 1.2 §6).
 pub mod feature {
@@ -86,6 +86,13 @@ pub trait VirtioDevice: Send {
     /// # Errors
     /// When the ring is broken; the transport then asks the driver for a reset.
     fn notify(&mut self, queue: u16) -> Result<(), QueueError>;
+
+    /// What is rung in place of [`VirtioDevice::notify`] while another thread works with
+    /// the device, so that no vCPU waits for it; the event loop then looks at all queues.
+    /// A device without one is waited for.
+    fn bell(&self) -> Option<Bell> {
+        None
+    }
 
     /// Forgets the driver: back to the state at power-on.
     fn reset(&mut self);

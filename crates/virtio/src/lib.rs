@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! vCPU thread ──MMIO──▶ MmioTransport ──notify──▶ VirtioDevice (behind a mutex)
+//!                            └─ busy ──ring──▶ Bell ──▶ event loop
 //! event loop  ──fd ready──────────────▶ EventSource (the same device)
 //!                                         │
 //!                 virtqueues in guest memory, then Interrupt ──▶ IrqLine
@@ -15,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 pub mod balloon;
+mod bell;
 pub mod block;
 mod chain;
 mod device;
@@ -33,6 +35,7 @@ pub mod vsock;
 #[cfg(test)]
 mod fake_driver;
 
+pub use bell::Bell;
 pub use chain::{Buffers, Chain};
 pub use device::{Activation, DeviceType, EventSource, VirtioDevice, feature};
 pub use interrupt::{Interrupt, SavedInterrupt};

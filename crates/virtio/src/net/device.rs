@@ -16,8 +16,8 @@ use super::spec::{
 use crate::poller::{Poller, Token};
 use crate::rate_limiter::{Limits, RateLimiter};
 use crate::{
-    Activation, DeviceType, Error, EventSource, Interrupt, QueueError, SavedDevice, VirtQueue,
-    VirtioDevice,
+    Activation, Bell, DeviceType, Error, EventSource, Interrupt, QueueError, SavedDevice,
+    VirtQueue, VirtioDevice,
 };
 
 pub(super) const QUEUE_SIZE: u16 = 256;
@@ -29,6 +29,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 const LINK: Token = Token(0);
 const RX_TIMER: Token = Token(1);
 const TX_TIMER: Token = Token(2);
+const BELL: Token = Token(3);
 
 /// What the guest handles itself in frames that it is given.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -125,8 +126,26 @@ pub(super) struct Wires {
     pub(super) waiting: Option<Vec<u8>>,
     pub(super) neighbour: Option<Box<dyn Neighbour>>,
     pub(super) poller: Poller,
+    pub(super) bell: Bell,
     pub(super) counters: Arc<Counters>,
 }
+
+/// Who does the work.
+///
+/// A vCPU sends short frames and reads their answers itself, as waking another thread
+/// takes longer than that. Of a stream it does nothing: copying long frames, and what the
+/// host's network does with them before a write returns, would keep it from the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Thread {
+    Vcpu,
+    EventLoop,
+}
+
+/// Bytes that go in one direction before the other has its turn.
+pub(super) const BYTES_MAX: usize = 4 * LONG_FRAME;
+
+/// Frames of a stream have at least so many bytes: four of Ethernet's.
+pub(super) const STREAM: usize = 4 * SHORT_FRAME;
 
 #[derive(Debug)]
 pub(super) enum State {
@@ -216,7 +235,9 @@ impl Net {
         neighbour: Option<Box<dyn Neighbour>>,
     ) -> Result<Self, Error> {
         let poller = Poller::new()?;
+        let bell = Bell::new()?;
         let polled = [
+            (bell.as_fd(), BELL),
             (link.as_fd(), LINK),
             (rx_limiter.fd(), RX_TIMER),
             (tx_limiter.fd(), TX_TIMER),
@@ -241,6 +262,7 @@ impl Net {
                 waiting: None,
                 neighbour,
                 poller,
+                bell,
                 counters: Arc::default(),
             },
         })
@@ -276,24 +298,24 @@ impl Net {
         Ok(())
     }
 
-    /// Does what there is to do in both directions.
-    pub(super) fn exchange(&mut self) -> Result<(), QueueError> {
+    /// Does what there is to do in both directions, on the thread `on`.
+    fn exchange(&mut self, on: Thread) -> Result<(), QueueError> {
         let now = Instant::now();
         let State::Live(live) = &mut self.state else {
             return Ok(());
         };
-        let sent = live.transmit(&mut self.tx_limiter, &mut self.wires, now)?;
-        live.receive(&mut self.rx_limiter, &mut self.wires, now)?;
+        let sent = live.transmit(&mut self.tx_limiter, &mut self.wires, now, on)?;
+        live.receive(&mut self.rx_limiter, &mut self.wires, now, on)?;
         let asked = self.wires.neighbour.as_mut();
         let next = asked.and_then(|neighbour| neighbour.poll_at(now));
         // Frames that were left go on with the next round of the event loop. A neighbour
         // that has something to say although it was just asked waits for the guest's
         // buffers: its kick is heard, and the event loop must not spin meanwhile.
-        let wait = match (sent, next) {
-            (false, _) => Some(Duration::ZERO),
-            (true, next) => next.map(|at| at.saturating_duration_since(now).max(PAUSE)),
-        };
-        if let Some(wait) = wait {
+        if !sent {
+            self.wires.bell.ring();
+        }
+        if let Some(at) = next {
+            let wait = at.saturating_duration_since(now).max(PAUSE);
             self.wires.poller.set_alarm(wait);
         }
         Ok(())
@@ -360,7 +382,11 @@ impl VirtioDevice for Net {
             RX => &counters.rx_queue_event_count,
             _ => &counters.tx_queue_event_count,
         });
-        self.exchange()
+        self.exchange(Thread::Vcpu)
+    }
+
+    fn bell(&self) -> Option<Bell> {
+        Some(self.wires.bell.clone())
     }
 
     fn save(&mut self) -> Result<SavedDevice, Error> {
@@ -408,7 +434,7 @@ impl EventSource for Net {
                 _ => {}
             }
         }
-        if let Err(error) = self.exchange() {
+        if let Err(error) = self.exchange(Thread::EventLoop) {
             tracing::warn!(%error, "network interface needs a reset");
             if let State::Live(live) = &self.state {
                 live.interrupt.needs_reset();

@@ -12,6 +12,8 @@
 //! not take at once is lost, as on any cable. What guest or network send in one go is
 //! bounded, so that neither keeps a thread of the monitor for itself.
 //!
+//! vCPUs do this for short frames; streams of long ones they leave to the event loop.
+//!
 //! Left to others: opening TAP devices (`tap`), what a neighbour answers (`mmds`).
 
 mod counters;

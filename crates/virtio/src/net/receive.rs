@@ -8,14 +8,14 @@ use ram::GuestMemory;
 use ram::volatile::{self, Slice};
 
 use super::counters::{add, count};
-use super::device::{Live, QUEUE_SIZE, Wires};
+use super::device::{BYTES_MAX, Live, STREAM, Thread, Wires};
 use super::spec::{HEADER_LEN, LONG_FRAME, NUM_BUFFERS, SHORT_FRAME};
 use crate::chain::Buffers;
 use crate::rate_limiter::RateLimiter;
 use crate::{QueueError, VirtQueue};
 
-/// Frames given to the guest at one go.
-const FRAMES_MAX: u16 = QUEUE_SIZE;
+/// Frames given to the guest before it is told: it works on them while the next are read.
+const FRAMES_MAX: usize = 64;
 
 /// A frame that the guest does not see yet: buffers and how much of each is filled.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -109,12 +109,13 @@ impl<'m> Room<'m> {
 
 impl Live {
     /// Gives the guest what there is for it, as far as it has buffers and the limiter lets
-    /// it, up to [`FRAMES_MAX`].
+    /// it, up to [`FRAMES_MAX`] and [`BYTES_MAX`].
     pub(super) fn receive(
         &mut self,
         limiter: &mut RateLimiter,
         wires: &mut Wires,
         now: Instant,
+        on: Thread,
     ) -> Result<(), QueueError> {
         if let Some(held) = self.held.take() {
             if !limiter.allow(held.bytes as u64) {
@@ -128,17 +129,23 @@ impl Live {
         if nothing {
             return self.rx.signal(&self.memory);
         }
+        if on == Thread::Vcpu && wires.is_stream() {
+            wires.bell.ring();
+            return self.rx.signal(&self.memory);
+        }
         // Holds the memory, not the device.
         let memory = self.memory.clone();
         let mut room = Room::default();
+        let mut given = 0;
         for nth in 0.. {
-            if nth == FRAMES_MAX {
+            if nth == FRAMES_MAX || given >= BYTES_MAX {
                 wires.come_back();
                 break;
             }
             let Some((bytes, from)) = self.next(&mut room, &memory, wires, now)? else {
                 break;
             };
+            given += bytes;
             room.write_count(bytes);
             let held = room.filled(bytes);
             if from == From::Link && !limiter.allow(bytes as u64) {
@@ -252,6 +259,11 @@ fn fill<'m>(
 }
 
 impl Wires {
+    /// Whether the guest receives a stream, going by the frames that came last.
+    pub(super) fn is_stream(&self) -> bool {
+        self.expected >= STREAM
+    }
+
     /// The neighbour's next frame, put into the room; its length, header included.
     fn of_neighbour(&mut self, room: &Room<'_>, now: Instant) -> Option<usize> {
         let frame = self.neighbour.as_mut()?.next_frame(now)?;

@@ -153,7 +153,23 @@ impl Bench {
         ];
         self.driver.add(TX, &buffers);
         self.driver.kick(TX);
-        self.driver.used(TX)
+        let sent = self.driver.used(TX);
+        sent.or_else(|| {
+            self.turn();
+            self.driver.used(TX)
+        })
+    }
+
+    /// Has a frame of 60,000 bytes in the ring, which is kicked.
+    fn leave_long_frame(&mut self) {
+        self.driver.put(OUTGOING, &[0; HEADER]);
+        self.driver.put(OUTGOING + 0x1000, &frame(2, 60_000));
+        let buffers = [
+            Buffer::Out(OUTGOING, HEADER as u32),
+            Buffer::Out(OUTGOING + 0x1000, 60_000),
+        ];
+        self.driver.add(TX, &buffers);
+        self.driver.kick(TX);
     }
 
     /// Sends one frame as network.
@@ -210,6 +226,95 @@ fn frames_of_the_guest_reach_the_link_with_their_headers() {
     assert_eq!(bench.arrived(), None);
     assert_eq!(bench.count("tx_packets_count"), 4);
     assert_eq!(bench.driver.handle_interrupt(), 1);
+}
+
+#[test]
+fn a_kick_leaves_long_frames_to_the_event_loop() {
+    let mut bench = plain();
+    assert!(!bench.is_readable());
+    bench.leave_long_frame();
+    assert_eq!(bench.arrived(), None);
+    assert!(bench.is_readable());
+    bench.turn();
+    assert_eq!(bench.arrived().map(|bytes| bytes.len()), Some(60_012));
+    assert!(bench.driver.used(TX).is_some());
+    assert!(!bench.is_readable());
+}
+
+#[test]
+fn a_kick_does_not_wait_while_another_thread_works_with_the_interface() {
+    let mut bench = plain();
+    let (net, busy) = (bench.net.clone(), Instant::now());
+    let lock = net.lock().unwrap();
+    bench.driver.put(OUTGOING, &[0; HEADER + 60]);
+    bench.driver.add(TX, &[Buffer::Out(OUTGOING, 72)]);
+    bench.driver.kick(TX);
+    assert!(busy.elapsed() < Duration::from_secs(5));
+    drop(lock);
+    assert_eq!(bench.arrived(), None);
+    assert!(bench.is_readable());
+    bench.turn();
+    assert_eq!(bench.arrived().map(|bytes| bytes.len()), Some(72));
+}
+
+#[test]
+fn a_stream_to_the_guest_is_read_by_the_event_loop_and_answers_by_the_kick() {
+    let mut bench = plain();
+    bench.offer(60, 4096);
+    bench.arrive(&frame(1, 60_000));
+    bench.turn();
+    assert!(bench.received(4096).is_some());
+    bench.arrive(&frame(1, 20_000));
+    bench.send(&frame(2, 60));
+    assert_eq!(bench.received(4096), None);
+    bench.turn();
+    assert!(bench.received(4096).unwrap().1 == frame(1, 20_000));
+    // It is over once short frames come.
+    bench.offer(16, 4096);
+    for _ in 0..4 {
+        bench.arrive(&frame(1, 60));
+        bench.turn();
+        assert!(bench.received(4096).is_some());
+    }
+    bench.arrive(&frame(1, 70));
+    bench.send(&frame(2, 60));
+    assert_eq!(bench.received(4096).unwrap().1, frame(1, 70));
+}
+
+#[test]
+fn buffers_for_a_stream_that_waits_bring_the_event_loop_back() {
+    let mut bench = plain();
+    bench.offer(15, 4096);
+    bench.arrive(&frame(1, 60_000));
+    bench.arrive(&frame(1, 60_001));
+    bench.turn();
+    assert!(bench.received(4096).unwrap().1 == frame(1, 60_000));
+    assert!(!bench.is_readable());
+    bench.offer(15, 4096);
+    assert!(bench.is_readable());
+    bench.turn();
+    assert!(bench.received(4096).unwrap().1 == frame(1, 60_001));
+}
+
+#[test]
+fn a_long_frame_that_was_left_is_sent_by_the_interface_that_goes_on() {
+    let mut bench = plain();
+    bench.leave_long_frame();
+    let (near, far) = UnixDatagram::pair().unwrap();
+    near.set_nonblocking(true).unwrap();
+    far.set_nonblocking(true).unwrap();
+    let cable = Cable {
+        socket: near,
+        offloads: Arc::default(),
+        refuses: false,
+    };
+    let net = Net::new(Settings::default(), Box::new(cable), None).unwrap();
+    bench.net = Arc::new(Mutex::new(net));
+    bench.far = far;
+    bench.driver.move_to(bench.net.clone());
+    assert!(bench.is_readable());
+    bench.turn();
+    assert_eq!(bench.arrived().map(|bytes| bytes.len()), Some(60_012));
 }
 
 #[test]

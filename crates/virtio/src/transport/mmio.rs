@@ -9,7 +9,7 @@
 //! Invariant: the status moves one bit at a time; a write at the wrong time, of
 //! the wrong width or to a register that cannot be written changes nothing.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use bus::{IrqLine, Lifecycle, MmioDevice};
 use ram::{Gpa, GuestMemory, GuestRam};
@@ -21,7 +21,7 @@ use virtio_bindings::virtio_mmio as reg;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryBackend;
 
-use crate::{Activation, DeviceType, Interrupt, VirtQueue, VirtioDevice, feature};
+use crate::{Activation, Bell, DeviceType, Interrupt, VirtQueue, VirtioDevice, feature};
 
 /// Bytes of address space per device.
 pub const MMIO_LEN: u64 = 0x1000;
@@ -41,6 +41,8 @@ const NEEDS_RESET: u32 = VIRTIO_CONFIG_S_NEEDS_RESET;
 /// One device's registers. The range it answers is [`MMIO_LEN`] bytes long.
 pub struct MmioTransport {
     pub(super) device: Arc<Mutex<dyn VirtioDevice>>,
+    /// What is rung while another thread works with the device.
+    bell: Option<Bell>,
     pub(super) device_type: DeviceType,
     /// What is offered.
     pub(super) features: u64,
@@ -62,17 +64,19 @@ impl MmioTransport {
     /// Puts registers in front of `device`. It interrupts on `line`, which it
     /// holds high until the driver acknowledged: level-triggered, active high.
     pub fn new(device: Arc<Mutex<dyn VirtioDevice>>, ram: &GuestRam, line: IrqLine) -> Self {
-        let (device_type, features, queue_sizes) = {
+        let (device_type, features, queue_sizes, bell) = {
             let device = lock(&device);
             (
                 device.device_type(),
                 device.features(),
                 device.queue_sizes().to_vec(),
+                device.bell(),
             )
         };
         let common = feature::VERSION_1 | feature::EVENT_IDX | feature::INDIRECT_DESC;
         Self {
             device,
+            bell,
             device_type,
             features: features | common,
             memory: ram.memory().clone(),
@@ -275,7 +279,15 @@ impl MmioTransport {
         if self.interrupt.wants_reset() {
             return;
         }
-        let served = lock(&self.device).notify(queue);
+        let served = match (self.device.try_lock(), &self.bell) {
+            (Ok(mut device), _) => device.notify(queue),
+            (Err(TryLockError::Poisoned(device)), _) => device.into_inner().notify(queue),
+            (Err(TryLockError::WouldBlock), Some(bell)) => {
+                bell.ring();
+                Ok(())
+            }
+            (Err(TryLockError::WouldBlock), None) => lock(&self.device).notify(queue),
+        };
         if let Err(error) = served {
             tracing::warn!(device = ?self.device_type, queue, %error, "device needs a reset");
             self.interrupt.needs_reset();

@@ -48,8 +48,8 @@ programs: ## Build kombi, kombi-vmm and kombi-jailer in target/release, and the 
 	$(call say,kombi)
 	@cargo build --release --locked -p cli
 	$(call say,kombi-vmm and kombi-jailer: static)
-	@RUSTFLAGS="$(JAIL_FLAGS)" cargo build --release --locked --target $(GUEST_TARGET) -p vmm -p jailer
-	@for program in kombi-vmm kombi-jailer; do ln -f target/$(GUEST_TARGET)/release/$$program $(RELEASE)/$$program; done
+	@RUSTFLAGS="$(JAIL_FLAGS)" cargo build --profile monitor --locked --target $(GUEST_TARGET) -p vmm -p jailer
+	@for program in kombi-vmm kombi-jailer; do ln -f target/$(GUEST_TARGET)/monitor/$$program $(RELEASE)/$$program; done
 	$(call say,guest init)
 	@RUSTFLAGS="$(INIT_FLAGS)" cargo build --locked --profile guest --target $(GUEST_TARGET) -p guest_init
 	@mkdir -p $(GUEST)

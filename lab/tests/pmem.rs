@@ -1,5 +1,5 @@
-//! Files of the host in the guest's address space, as the drivers of Debian's kernel use
-//! them.
+//! Files of the host in the guest's address space, as the drivers of Debian's kernel and
+//! of ours use them.
 
 mod boot;
 
@@ -66,6 +66,17 @@ fn with_pmem(boot: &mut Boot, more: &serde_json::Value) -> std::path::PathBuf {
     image
 }
 
+/// A root file system with busybox, whose PID 1 is `script`.
+fn root(folder: &Path, script: &str) {
+    for dir in ["bin", "dev", "proc"] {
+        std::fs::create_dir_all(folder.join(dir)).unwrap();
+    }
+    std::fs::copy("/bin/busybox", folder.join("bin/busybox")).unwrap();
+    let init = folder.join("init");
+    std::fs::write(&init, script).unwrap();
+    std::fs::set_permissions(&init, PermissionsExt::from_mode(0o755)).unwrap();
+}
+
 fn contains(image: &Path, text: &str) -> bool {
     let bytes = std::fs::read(image).unwrap();
     bytes
@@ -112,18 +123,12 @@ fn a_read_only_file_is_the_root() {
     let asked = serde_json::json!({"root_device": true, "read_only": true});
     let image = with_pmem(&mut boot, &asked);
     let root = boot.dir.path().join("root");
-    for dir in ["bin", "dev", "proc"] {
-        std::fs::create_dir_all(root.join(dir)).unwrap();
-    }
-    std::fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
-    let init = root.join("init");
     let script = "#!/bin/busybox sh\n\
                   B=/bin/busybox; $B mount -t proc p /proc\n\
                   echo root: $($B awk '$2 == \"/\" { print $1, $3, substr($4, 1, 2) }' /proc/mounts)\n\
                   echo x > /x || echo not writable\n\
                   $B poweroff -f\n";
-    std::fs::write(&init, script).unwrap();
-    std::fs::set_permissions(&init, PermissionsExt::from_mode(0o755)).unwrap();
+    self::root(&root, script);
     file_system(&image, &root);
     let before = std::fs::read(&image).unwrap();
     let script = with_drivers(
@@ -137,6 +142,69 @@ fn a_read_only_file_is_the_root() {
     assert!(text.contains("root: /dev/pmem0 ext4 ro\n"), "{text}");
     assert!(text.contains("not writable\n"), "{text}");
     assert!(std::fs::read(&image).unwrap() == before);
+    assert_eq!(*ended.result.as_ref().unwrap(), Outcome::PowerOff, "{text}");
+}
+
+#[test]
+fn our_kernel_has_its_root_on_a_file_without_an_initramfs() {
+    let mut boot = Boot {
+        args: "console=ttyS0 quiet panic=-1 init=/init rootflags=dax=always",
+        initramfs: false,
+        ..Boot::new()
+    };
+    let asked = serde_json::json!({"root_device": true, "read_only": false});
+    let image = with_pmem(&mut boot, &asked);
+    let root = boot.dir.path().join("root");
+    let script = "#!/bin/busybox sh\n\
+                  B=/bin/busybox; $B mount -t proc p /proc\n\
+                  $B mount -o remount,rw / && $B mount -t devtmpfs d /dev\n\
+                  exec >/dev/console 2>&1\n\
+                  echo root: $($B awk '$2 == \"/\" { print $1, $3, $4 }' /proc/mounts)\n\
+                  echo \"written by the \"guest > /new; $B sync\n\
+                  $B poweroff -f\n";
+    self::root(&root, script);
+    file_system(&image, &root);
+    let (ended, text) = boot.run("");
+    assert!(text.contains("root: "), "{text}");
+    assert!(
+        text.contains(" ext4 rw") && text.contains("dax=always"),
+        "{text}"
+    );
+    assert!(contains(&image, "written by the guest"));
+    assert_eq!(*ended.result.as_ref().unwrap(), Outcome::PowerOff, "{text}");
+}
+
+#[test]
+fn our_kernel_reads_an_image_in_place() {
+    let mut boot = Boot::new();
+    let image = with_pmem(&mut boot, &serde_json::json!({"read_only": true}));
+    let content = boot.dir.path().join("content");
+    std::fs::create_dir(&content).unwrap();
+    std::fs::write(content.join("hello"), "of the host\n".repeat(1000)).unwrap();
+    let made = Command::new("mkfs.erofs")
+        .args(["-T0", "--quiet"])
+        .args([&image, &content])
+        .output()
+        .expect("erofs-utils are installed");
+    assert!(made.status.success(), "{made:?}");
+    File::options()
+        .write(true)
+        .open(&image)
+        .unwrap()
+        .set_len(2 << 20)
+        .unwrap();
+    let (ended, text) = boot.run(
+        "mkdir /mnt; mount -t erofs -o ro,dax=always /dev/pmem0 /mnt || dmesg | tail\n\
+         grep -o 'erofs.*dax=always' /proc/mounts\n\
+         md5sum /mnt/hello; poweroff -f",
+    );
+    assert!(text.contains("dax=always"), "{text}");
+    let sum = Command::new("md5sum")
+        .arg(content.join("hello"))
+        .output()
+        .unwrap();
+    let sum = String::from_utf8(sum.stdout).unwrap();
+    assert!(text.contains(sum.split(' ').next().unwrap()), "{text}");
     assert_eq!(*ended.result.as_ref().unwrap(), Outcome::PowerOff, "{text}");
 }
 

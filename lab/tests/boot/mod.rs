@@ -36,6 +36,8 @@ pub(crate) struct Boot {
     pub(crate) engine: SoftHypervisor,
     /// Behind the interfaces that `rest` names for it.
     pub(crate) metadata: Option<MetadataService>,
+    /// Whether there is an initramfs; without, the script is the guest's own business.
+    pub(crate) initramfs: bool,
     /// Programs beside busybox.
     pub(crate) programs: Vec<(&'static str, Vec<u8>)>,
 }
@@ -51,6 +53,7 @@ impl Boot {
             rest: serde_json::json!({}),
             engine: SoftHypervisor::default(),
             metadata: None,
+            initramfs: true,
             programs: Vec::new(),
         }
     }
@@ -91,6 +94,10 @@ impl Boot {
                 "engine": "soft",
             },
         });
+        if !self.initramfs {
+            let source = draft["boot-source"].as_object_mut().unwrap();
+            source.remove("initrd_path");
+        }
         draft
             .as_object_mut()
             .unwrap()

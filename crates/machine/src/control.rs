@@ -154,6 +154,13 @@ impl Controller {
         if let Some(limiter) = limiter {
             drive.update_limiter(limits(limiter));
         }
+        // Whoever changed a drive may take its file away now. A disk that is slow keeps
+        // the caller waiting, and not the guest.
+        let in_hand = path.and_then(|_| drive.in_hand());
+        drop(drive);
+        if let Some(in_hand) = in_hand {
+            in_hand.wait();
+        }
         Ok(())
     }
 

@@ -15,7 +15,7 @@ use chipset::{
 use hv::Interrupts;
 use ram::GuestRam;
 use rustix::fs::OFlags;
-use virtio::block::{Access, Block, Cache};
+use virtio::block::{Access, Block, Cache, Worker};
 use virtio::rng::Rng;
 use virtio::transport::MmioTransport;
 use virtio::vsock::Vsock;
@@ -120,6 +120,11 @@ pub(crate) fn make(
                 source,
             })?;
         let block = Arc::new(Mutex::new(block));
+        let worker = Worker::of(&block).map_err(|source| Error::Drive {
+            id: drive.id.clone(),
+            source,
+        })?;
+        devices.sources.push(Arc::new(Mutex::new(worker)));
         devices
             .handles
             .drives

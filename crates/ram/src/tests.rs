@@ -11,8 +11,10 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestMemoryBackend};
 
-use crate::volatile::{self, Slice};
+use crate::volatile::{self, Slice, Wait};
 use crate::{ByteSize, Cursor, Error, Gpa, GuestRam, HIGH_START, LOW_END, PAGE_SIZE};
+
+const LONG: Wait = Wait::AsLongAsItTakes;
 
 fn small() -> GuestRam {
     GuestRam::new(ByteSize::mib(1)).unwrap()
@@ -218,19 +220,42 @@ fn files_are_read_into_and_written_from_scattered_memory() {
     (&file).write_all(b"0123456789").unwrap();
     let into = [slice(&ram, 0x1ffe, 4), slice(&ram, 0x5000, 3)];
     let before = ram.epochs().cursor();
-    assert_eq!(volatile::read_at(&file, &into, 1).unwrap(), 7);
+    assert_eq!(volatile::read_at(&file, &into, 1, LONG).unwrap(), 7);
     let written: Vec<_> = ram.epochs().written_since(before).map(|at| at.0).collect();
     assert_eq!(written, [0x1000, 0x2000, 0x5000]);
     let mut bytes = [0; 4];
     ram.memory().read_slice(&mut bytes, Gpa(0x1ffe)).unwrap();
     assert_eq!(&bytes, b"1234");
 
-    assert_eq!(volatile::write_at(&file, &into, 10).unwrap(), 7);
+    assert_eq!(volatile::write_at(&file, &into, 10, LONG).unwrap(), 7);
     let mut bytes = [0; 7];
     rustix::io::pread(&file, &mut bytes, 10).unwrap();
     assert_eq!(&bytes, b"1234567");
-    assert_eq!(volatile::read_at(&file, &into, 1000).unwrap(), 0);
-    assert!(volatile::read_at(&file, &into, u64::MAX).is_err());
+    assert_eq!(volatile::read_at(&file, &into, 1000, LONG).unwrap(), 0);
+    assert!(volatile::read_at(&file, &into, u64::MAX, LONG).is_err());
+}
+
+#[test]
+fn a_call_that_may_not_wait_does_the_same_or_says_why_not() {
+    let ram = small();
+    let file = tempfile::tempfile().unwrap();
+    (&file).write_all(b"0123456789").unwrap();
+    let into = [slice(&ram, 0x1000, 4)];
+    let kinds = [
+        std::io::ErrorKind::WouldBlock,
+        std::io::ErrorKind::Unsupported,
+    ];
+    match volatile::read_at(&file, &into, 3, Wait::NotAtAll) {
+        Ok(n) => assert_eq!(
+            (n, ram.memory().read_obj(Gpa(0x1000)).ok()),
+            (4, Some(*b"3456"))
+        ),
+        Err(error) => assert!(kinds.contains(&error.kind()), "{error}"),
+    }
+    match volatile::write_at(&file, &into, 10, Wait::NotAtAll) {
+        Ok(n) => assert_eq!((n, file.metadata().unwrap().len()), (4, 14)),
+        Err(error) => assert!(kinds.contains(&error.kind()), "{error}"),
+    }
 }
 
 #[test]
@@ -243,7 +268,7 @@ fn only_pages_that_a_short_read_reached_are_recorded() {
         slice(&ram, 0x2000, 4096),
         slice(&ram, 0x4000, 1),
     ];
-    assert_eq!(volatile::read_at(&file, &into, 0).unwrap(), 3);
+    assert_eq!(volatile::read_at(&file, &into, 0, LONG).unwrap(), 3);
     let written: Vec<_> = ram
         .epochs()
         .written_since(Cursor::START)

@@ -21,22 +21,43 @@ pub type Slice<'m> = VolatileSlice<'m, EpochSlice<'m>>;
 /// The kernel takes no more pieces in one call (UIO_MAXIOV).
 const PIECES_MAX: usize = 1024;
 
+/// How long a call may wait for the disk behind a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// It fails with [`io::ErrorKind::WouldBlock`] in place of waiting, and with
+    /// [`io::ErrorKind::Unsupported`] where the file system cannot tell
+    /// (RWF_NOWAIT, preadv2(2)).
+    NotAtAll,
+    /// Until it is done.
+    AsLongAsItTakes,
+}
+
+impl Wait {
+    fn flags(self) -> libc::c_int {
+        match self {
+            Wait::NotAtAll => libc::RWF_NOWAIT,
+            Wait::AsLongAsItTakes => 0,
+        }
+    }
+}
+
 /// Reads from `file` at `offset` bytes; 0 is its end.
 ///
 /// # Errors
-/// The kernel's, interruptions excepted.
-pub fn read_at(file: impl AsFd, into: &[Slice<'_>], offset: u64) -> io::Result<usize> {
+/// The kernel's, interruptions excepted; those of [`Wait`].
+pub fn read_at(file: impl AsFd, into: &[Slice<'_>], offset: u64, wait: Wait) -> io::Result<usize> {
     let at = file_offset(offset)?;
     let pieces = pieces(into);
     let n = retry(|| {
         // SAFETY: each piece is mapped for as long as its slice lives; the guest
         // tolerates writes into its memory at any time.
         unsafe {
-            libc::preadv(
+            libc::preadv2(
                 file.as_fd().as_raw_fd(),
                 pieces.as_ptr(),
                 pieces.len() as i32,
                 at,
+                wait.flags(),
             )
         }
     })?;
@@ -47,17 +68,18 @@ pub fn read_at(file: impl AsFd, into: &[Slice<'_>], offset: u64) -> io::Result<u
 /// Writes into `file` at `offset` bytes.
 ///
 /// # Errors
-/// The kernel's, interruptions excepted.
-pub fn write_at(file: impl AsFd, from: &[Slice<'_>], offset: u64) -> io::Result<usize> {
+/// The kernel's, interruptions excepted; those of [`Wait`].
+pub fn write_at(file: impl AsFd, from: &[Slice<'_>], offset: u64, wait: Wait) -> io::Result<usize> {
     let at = file_offset(offset)?;
     let pieces = pieces(from);
     // SAFETY: each piece is mapped for as long as its slice lives.
     retry(|| unsafe {
-        libc::pwritev(
+        libc::pwritev2(
             file.as_fd().as_raw_fd(),
             pieces.as_ptr(),
             pieces.len() as i32,
             at,
+            wait.flags(),
         )
     })
 }

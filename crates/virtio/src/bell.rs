@@ -9,7 +9,8 @@ use crate::Error;
 
 /// Rung when there is work for the event loop. Clones are the same bell.
 ///
-/// Poll it edge-triggered: each ring is an edge, and nothing needs to be read.
+/// Poll it edge-triggered: each ring is an edge, and nothing needs to be read. Or
+/// level-triggered, and silence it.
 #[derive(Clone, Debug)]
 pub struct Bell(Arc<OwnedFd>);
 
@@ -27,6 +28,12 @@ impl Bell {
     pub fn ring(&self) {
         // It only fails after 2^64 rings.
         let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
+    }
+
+    /// Takes all rings so far.
+    pub(crate) fn silence(&self) {
+        // It only fails when there were none.
+        let _ = rustix::io::read(&self.0, &mut [0; 8]);
     }
 }
 

@@ -19,6 +19,7 @@ pub mod balloon;
 mod bell;
 pub mod block;
 mod chain;
+mod counters;
 mod device;
 mod interrupt;
 pub mod mem;
@@ -37,6 +38,7 @@ mod fake_driver;
 
 pub use bell::Bell;
 pub use chain::{Buffers, Chain};
+pub use counters::Latency;
 pub use device::{Activation, DeviceType, EventSource, VirtioDevice, feature};
 pub use interrupt::{Interrupt, SavedInterrupt};
 pub use queue::{QueueError, VirtQueue};

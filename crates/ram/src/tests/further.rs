@@ -239,7 +239,10 @@ fn lost_pages_are_healed_without_a_signal_too() {
     // The kernel's own access.
     let copy = tempfile::tempfile().unwrap();
     let slice = ram.memory().get_slice(Gpa(at), 4096).unwrap();
-    let write = || crate::volatile::write_at(&copy, std::slice::from_ref(&slice), 0);
+    let write = || {
+        let from = std::slice::from_ref(&slice);
+        crate::volatile::write_at(&copy, from, 0, crate::volatile::Wait::AsLongAsItTakes)
+    };
     let failed = write().unwrap_err();
     assert_eq!(failed.raw_os_error(), Some(libc::EFAULT));
     assert!(ram.heal_files().unwrap());

@@ -1,37 +1,42 @@
-//! The disk itself: requests are served inside of the notification, from guest
-//! memory to the file without a copy. Those that have to wait for the rate limiter stay
-//! in the queue until its timer.
+//! The disk itself: what the host does from memory is done inside of the notification, from
+//! guest memory to the file without a copy; from the first request that would have to wait,
+//! the queue is the [`Worker`]'s until it is empty. Those that have to wait for the rate
+//! limiter stay in the queue until its timer.
 //!
-//! Invariant: nothing outside of the capacity at opening is read or written;
-//! every request gets a status, and a failed one never panics.
+//! ```text
+//!            ┌─ done at once ─┐
+//! kick ──▶ Ours ──takes time──▶ Workers ──pop──▶ in hand ──done──▶ Workers ──empty──▶ Ours
+//! ```
+//!
+//! Invariant: one request at a time is done, in the order of the queue, so that a flush
+//! covers what came before it. What is in hand is done without the device's lock; a snapshot
+//! taken meanwhile keeps it as not taken yet, and a reset waits for it.
+//!
+//! Left to others: the file (`disk`), the thread (`worker`).
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Seek, SeekFrom};
 use std::os::fd::BorrowedFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 
-use ram::{GuestMemory, volatile};
-use rustix::fs::FallocateFlags;
-use rustix::io::retry_on_intr;
+use ram::GuestMemory;
 
+use super::counters::Metrics;
+use super::disk::{Disk, Patience, RANGE_SECTORS_MAX, RANGES_MAX, TakesTime, data_bytes};
 use super::saved::SavedBlock;
 use super::spec::{
-    Config, F_BLK_SIZE, F_DISCARD, F_FLUSH, F_RO, F_SEG_MAX, F_WRITE_ZEROES, HEADER_LEN, Header,
-    ID_LEN, Operation, RANGE_LEN, RANGE_UNMAP, Range, SECTOR, Status,
+    Config, F_BLK_SIZE, F_DISCARD, F_FLUSH, F_RO, F_SEG_MAX, F_WRITE_ZEROES, SECTOR,
 };
+use super::worker::Hand;
+use crate::counters::count;
 use crate::rate_limiter::{Limits, RateLimiter};
 use crate::{
-    Activation, Buffers, Chain, DeviceType, Error, EventSource, Interrupt, QueueError, SavedDevice,
+    Activation, Chain, DeviceType, Error, EventSource, Interrupt, QueueError, SavedDevice,
     VirtQueue, VirtioDevice,
 };
 
 const QUEUE_SIZE: u16 = 256;
 /// A request is its segments, a header and a status.
 const SEGMENTS_MAX: u32 = QUEUE_SIZE as u32 - 2;
-/// 2 GiB a range.
-const RANGE_SECTORS_MAX: u32 = 1 << 22;
-const RANGES_MAX: u32 = 32;
 
 /// What the guest may do with a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,31 +59,61 @@ pub enum Cache {
 /// A disk.
 #[derive(Debug)]
 pub struct Block {
-    pub(super) disk: Disk,
+    pub(super) disk: Arc<Disk>,
+    pub(super) flushing: Flushing,
     pub(super) cache: Cache,
     pub(super) limiter: RateLimiter,
     pub(super) state: State,
+    /// Drivers there were so far: whoever worked for one knows whether it is there still.
+    driver: u64,
+    /// How to reach the worker; without one, whoever notifies waits.
+    pub(super) hand: Option<Arc<Hand>>,
 }
 
 #[derive(Debug)]
 pub(super) enum State {
     Idle,
-    Live {
-        memory: GuestMemory,
-        queue: VirtQueue,
-        interrupt: Interrupt,
-    },
+    Live(Live),
 }
 
-/// The file and what is known of it.
+/// What there is only while the driver works.
 #[derive(Debug)]
-pub(super) struct Disk {
-    path: PathBuf,
-    file: File,
-    access: Access,
-    id: [u8; ID_LEN],
-    pub(super) sectors: u64,
+pub(super) struct Live {
+    pub(super) memory: GuestMemory,
+    pub(super) queue: VirtQueue,
+    pub(super) interrupt: Interrupt,
+    pub(super) turn: Turn,
+}
+
+/// Whose the queue is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// Of who notifies.
+    Ours,
+    /// The worker's. Its next request has passed the limiter.
+    Handed,
+    /// The worker's.
+    Workers,
+    /// The worker's, who took the request before the next and has not given it back.
+    InHand,
+}
+
+/// A request in the worker's hand.
+pub(super) struct Job<'m> {
+    pub(super) chain: Chain<'m>,
+    pub(super) disk: Arc<Disk>,
     pub(super) flushing: Flushing,
+}
+
+impl Live {
+    pub(super) fn new(memory: GuestMemory, queue: VirtQueue, interrupt: Interrupt) -> Self {
+        Self {
+            memory,
+            queue,
+            interrupt,
+            turn: Turn::Ours,
+        }
+    }
 }
 
 /// When written data become durable.
@@ -99,28 +134,48 @@ impl Block {
     /// # Errors
     /// [`Error::OpenDisk`], [`Error::NotADisk`], [`Error::Host`].
     pub fn open(path: &Path, access: Access, cache: Cache, limits: Limits) -> Result<Self, Error> {
-        let disk = Disk::open(path, access)?;
+        let disk = Disk::open(path, access, Arc::default())?;
         Ok(Self {
-            disk,
+            disk: Arc::new(disk),
+            flushing: Flushing::Never,
             cache,
             limiter: RateLimiter::new(limits)?,
             state: State::Idle,
+            driver: 0,
+            hand: None,
         })
     }
 
     /// Puts the file at `path` in place of the one there is, or looks at its length anew if
-    /// it is the same; tells the driver. What was written before may not be durable.
+    /// it is the same; tells the driver. What was written before may not be durable; a
+    /// request [`Block::in_hand`] goes to the file before.
     ///
     /// # Errors
     /// [`Error::OpenDisk`], [`Error::NotADisk`]: nothing has changed then.
     pub fn update_path(&mut self, path: &Path) -> Result<(), Error> {
-        let flushing = self.disk.flushing;
-        self.disk = Disk::open(path, self.disk.access)?;
-        self.disk.flushing = flushing;
-        if let State::Live { interrupt, .. } = &self.state {
-            interrupt.config_changed();
+        let metrics = self.metrics();
+        let new = Disk::open(path, self.disk.access, metrics.clone());
+        let new = new.inspect_err(|_| count(&metrics.counters.update_fails))?;
+        self.disk = Arc::new(new);
+        count(&metrics.counters.update_count);
+        if let State::Live(live) = &self.state {
+            live.interrupt.config_changed();
         }
         Ok(())
+    }
+
+    /// What is being done in another thread now, if anything is.
+    pub fn in_hand(&self) -> Option<InHand> {
+        let hand = self.hand.as_ref()?;
+        Some(InHand {
+            nth: hand.at_work()?,
+            hand: hand.clone(),
+        })
+    }
+
+    /// What is counted.
+    pub fn metrics(&self) -> Arc<Metrics> {
+        self.disk.metrics.clone()
     }
 
     /// Replaces the limits that `limits` names; see [`RateLimiter::update`].
@@ -141,51 +196,6 @@ impl Block {
     /// Capacity in sectors of 512 bytes.
     pub fn sectors(&self) -> u64 {
         self.disk.sectors
-    }
-}
-
-impl Disk {
-    fn open(path: &Path, access: Access) -> Result<Self, Error> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(access == Access::ReadWrite)
-            .open(path)
-            .map_err(|source| Error::OpenDisk {
-                path: path.into(),
-                source,
-            })?;
-        Self::of(file, path, access)
-    }
-
-    fn of(mut file: File, path: &Path, access: Access) -> Result<Self, Error> {
-        let failed = |source| Error::OpenDisk {
-            path: path.into(),
-            source,
-        };
-        let metadata = file.metadata().map_err(failed)?;
-        let kind = metadata.file_type();
-        if !kind.is_file() && !kind.is_block_device() {
-            return Err(Error::NotADisk { path: path.into() });
-        }
-        // A block device has no length in its metadata.
-        let len = file.seek(SeekFrom::End(0)).map_err(failed)?;
-        if !len.is_multiple_of(SECTOR) {
-            tracing::warn!(?path, len, "the end of the disk does not fill a sector");
-        }
-        // As Firecracker: the same file has the same name in each machine.
-        let (dev, rdev, ino) = (metadata.dev(), metadata.rdev(), metadata.ino());
-        let mut id = [0; ID_LEN];
-        for (to, from) in id.iter_mut().zip(format!("{dev}{rdev}{ino}").bytes()) {
-            *to = from;
-        }
-        Ok(Self {
-            path: path.into(),
-            file,
-            access,
-            id,
-            sectors: len / SECTOR,
-            flushing: Flushing::Never,
-        })
     }
 }
 
@@ -222,45 +232,32 @@ impl VirtioDevice for Block {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), Error> {
-        self.disk.flushing = match self.cache {
+        self.flushing = match self.cache {
             Cache::Unsafe => Flushing::Never,
             Cache::Writeback if activation.features & F_FLUSH == 0 => Flushing::EachWrite,
             Cache::Writeback => Flushing::Asked,
         };
+        self.driver += 1;
+        let (memory, interrupt) = (activation.memory, activation.interrupt);
         self.state = match activation.queues.into_iter().next() {
-            Some(queue) => State::Live {
-                memory: activation.memory,
-                queue,
-                interrupt: activation.interrupt,
-            },
+            Some(queue) => State::Live(Live::new(memory, queue, interrupt)),
             None => State::Idle,
         };
         Ok(())
     }
 
     fn notify(&mut self, _queue: u16) -> Result<(), QueueError> {
-        let State::Live { memory, queue, .. } = &mut self.state else {
-            return Ok(());
-        };
-        loop {
-            while let Some(chain) = queue.pop(memory)? {
-                if !self.limiter.allow(data_bytes(&chain)) {
-                    // The timer brings us back; until then no kick is of use.
-                    queue.undo_pop();
-                    return queue.signal(memory);
-                }
-                let head = chain.head;
-                let written = self.disk.serve(chain);
-                queue.complete(memory, head, written)?;
-            }
-            if !queue.want_kick(memory)? {
-                return queue.signal(memory);
-            }
-        }
+        count(&self.disk.metrics.counters.queue_event_count);
+        self.serve()
     }
 
     fn reset(&mut self) {
         self.state = State::Idle;
+        self.driver += 1;
+        // The next driver's memory is none of this one's business.
+        if let Some(in_hand) = self.in_hand() {
+            in_hand.wait();
+        }
     }
 
     fn save(&mut self) -> Result<SavedDevice, Error> {
@@ -274,7 +271,10 @@ impl VirtioDevice for Block {
         interrupt: &Interrupt,
     ) -> Result<(), Error> {
         match saved {
-            SavedDevice::Block(saved) => saved.put_into(self, memory, interrupt),
+            SavedDevice::Block(saved) => {
+                self.driver += 1;
+                saved.put_into(self, memory, interrupt)
+            }
             other => Err(other.misplaced()),
         }
     }
@@ -289,181 +289,175 @@ impl EventSource for Block {
         if !self.limiter.acknowledge() {
             return;
         }
-        if let Err(error) = self.notify(0) {
-            tracing::warn!(%error, "disk needs a reset");
-            if let State::Live { interrupt, .. } = &self.state {
-                interrupt.needs_reset();
+        count(&self.disk.metrics.counters.rate_limiter_event_count);
+        let served = self.serve();
+        self.give_up_after(served);
+    }
+}
+
+impl Block {
+    /// Does what can be done at once; hands the queue over at the first request that cannot.
+    fn serve(&mut self) -> Result<(), QueueError> {
+        let State::Live(Live {
+            memory,
+            queue,
+            turn,
+            ..
+        }) = &mut self.state
+        else {
+            return Ok(());
+        };
+        if *turn != Turn::Ours {
+            return Ok(());
+        }
+        let counters = &self.disk.metrics.counters;
+        let patience = match self.hand {
+            Some(_) => Patience::None,
+            None => Patience::Endless,
+        };
+        let mut found = false;
+        loop {
+            while let Some(chain) = queue.pop(memory)? {
+                found = true;
+                if !self.limiter.allow(data_bytes(&chain)) {
+                    // The timer brings us back; until then no kick is of use.
+                    count(&counters.rate_limiter_throttled_events);
+                    queue.undo_pop();
+                    return queue.signal(memory);
+                }
+                let head = chain.head;
+                match self.disk.serve(chain, self.flushing, patience) {
+                    Ok(written) => queue.complete(memory, head, written)?,
+                    Err(TakesTime) => {
+                        queue.undo_pop();
+                        *turn = Turn::Handed;
+                        count(&counters.handed_over_count);
+                        queue.signal(memory)?;
+                        if let Some(hand) = &self.hand {
+                            hand.ring();
+                        }
+                        return Ok(());
+                    }
+                }
             }
+            if !queue.want_kick(memory)? {
+                if !found {
+                    count(&counters.no_avail_buffer);
+                }
+                return queue.signal(memory);
+            }
+        }
+    }
+
+    /// What the worker needs to begin: the memory that requests are in, and whose they are.
+    pub(super) fn begin(&self) -> Option<(GuestMemory, u64)> {
+        match &self.state {
+            State::Live(live) if live.turn != Turn::Ours => {
+                Some((live.memory.clone(), self.driver))
+            }
+            State::Live(_) | State::Idle => None,
+        }
+    }
+
+    /// The worker's next request, of this driver's; none when there is none, or none that
+    /// may pass: the queue is not the worker's any more then.
+    pub(super) fn take<'m>(&mut self, driver: u64, memory: &'m GuestMemory) -> Option<Job<'m>> {
+        let mut job = None;
+        let taken = self.try_to_take(driver, memory, &mut job);
+        self.give_up_after(taken);
+        job
+    }
+
+    fn try_to_take<'m>(
+        &mut self,
+        driver: u64,
+        memory: &'m GuestMemory,
+        job: &mut Option<Job<'m>>,
+    ) -> Result<(), QueueError> {
+        let (State::Live(Live { queue, turn, .. }), Some(hand)) = (&mut self.state, &self.hand)
+        else {
+            return Ok(());
+        };
+        if self.driver != driver {
+            return Ok(());
+        }
+        // Whatever happens but a job, it is not the worker's turn any more.
+        let before = std::mem::replace(turn, Turn::Ours);
+        let chain = loop {
+            if let Some(chain) = queue.pop(memory)? {
+                break chain;
+            }
+            if !queue.want_kick(memory)? {
+                return queue.signal(memory);
+            }
+        };
+        if before != Turn::Handed && !self.limiter.allow(data_bytes(&chain)) {
+            count(&self.disk.metrics.counters.rate_limiter_throttled_events);
+            queue.undo_pop();
+            return queue.signal(memory);
+        }
+        *turn = Turn::InHand;
+        hand.begin();
+        *job = Some(Job {
+            chain,
+            disk: self.disk.clone(),
+            flushing: self.flushing,
+        });
+        Ok(())
+    }
+
+    /// The worker did request `head` of this driver's, and filled in `written` bytes.
+    pub(super) fn give_back(&mut self, driver: u64, head: u16, written: u32) {
+        let State::Live(Live {
+            memory,
+            queue,
+            turn,
+            ..
+        }) = &mut self.state
+        else {
+            return;
+        };
+        if self.driver != driver {
+            return;
+        }
+        *turn = Turn::Workers;
+        let told = queue.complete(memory, head, written);
+        let told = told.and_then(|()| queue.signal(memory));
+        self.give_up_after(told);
+    }
+
+    /// There is no worker any more.
+    pub(super) fn take_back(&mut self) {
+        if let State::Live(live) = &mut self.state {
+            live.turn = Turn::Ours;
+        }
+    }
+
+    /// After an error of the ring, the driver is asked for a reset.
+    fn give_up_after(&mut self, served: Result<(), QueueError>) {
+        let Err(error) = served else {
+            return;
+        };
+        tracing::warn!(%error, "disk needs a reset");
+        count(&self.disk.metrics.counters.event_fails);
+        if let State::Live(live) = &mut self.state {
+            live.turn = Turn::Ours;
+            live.interrupt.needs_reset();
         }
     }
 }
 
-/// What a request costs in bytes: only what moves between guest and disk does.
-fn data_bytes(chain: &Chain<'_>) -> u64 {
-    let header = chain.readable.clone().read_array().map(Header::parse);
-    let bytes = match header.map(|header| header.operation) {
-        Some(Operation::Read) => chain.writable.len().saturating_sub(1),
-        Some(Operation::Write) => chain.readable.len().saturating_sub(HEADER_LEN),
-        Some(
-            Operation::Flush
-            | Operation::GetId
-            | Operation::Discard
-            | Operation::WriteZeroes
-            | Operation::Other,
-        )
-        | None => 0,
-    };
-    bytes as u64
+/// A request that was being done when [`Block::in_hand`] was asked.
+#[derive(Debug)]
+#[must_use = "it is for waiting"]
+pub struct InHand {
+    hand: Arc<Hand>,
+    nth: u64,
 }
 
-/// A failed request, as the guest learns of it.
-impl From<io::Error> for Status {
-    fn from(error: io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::Unsupported => Status::Unsupported,
-            _ => Status::IoError,
-        }
-    }
-}
-
-impl Disk {
-    /// Answers one request; returns how many bytes were filled in.
-    fn serve(&self, mut chain: Chain<'_>) -> u32 {
-        // §5.2.6: the status is the last byte that the device may write.
-        let Some(room) = chain.writable.len().checked_sub(1) else {
-            tracing::debug!(head = chain.head, "disk request without a status byte");
-            return 0;
-        };
-        let input = chain.writable.take(room);
-        let (status, filled) = match chain.readable.read_array().map(Header::parse) {
-            Some(header) => self.execute(header, chain.readable, input),
-            None => (Status::IoError, 0),
-        };
-        chain.writable.write(&[status as u8]);
-        // Chains are shorter than 2^32 bytes.
-        filled as u32 + 1
-    }
-
-    /// `output` is the driver's data, `input` is room for ours.
-    fn execute(&self, header: Header, output: Buffers<'_>, input: Buffers<'_>) -> (Status, usize) {
-        let done = match header.operation {
-            Operation::Read => return self.read(header.sector, input),
-            Operation::GetId => return self.get_id(input),
-            Operation::Write => self.write(header.sector, output),
-            Operation::Flush if self.flushing == Flushing::Never => Ok(()),
-            Operation::Flush => self.flush(),
-            Operation::Discard | Operation::WriteZeroes => self.clear(header.operation, output),
-            Operation::Other => Err(Status::Unsupported),
-        };
-        (done.err().unwrap_or(Status::Ok), 0)
-    }
-
-    fn read(&self, sector: u64, mut input: Buffers<'_>) -> (Status, usize) {
-        let wanted = input.len();
-        let mut at = match self.place(sector, wanted as u64) {
-            Ok(at) => at,
-            Err(status) => return (status, 0),
-        };
-        while !input.is_empty() {
-            match volatile::read_at(&self.file, input.pieces(), at) {
-                // The file became shorter under us.
-                Ok(0) => return (Status::IoError, wanted - input.len()),
-                Ok(n) => {
-                    input.take(n);
-                    at += n as u64;
-                }
-                Err(error) => {
-                    tracing::debug!(sector, %error, "disk read failed");
-                    return (error.into(), wanted - input.len());
-                }
-            }
-        }
-        (Status::Ok, wanted)
-    }
-
-    fn write(&self, sector: u64, mut output: Buffers<'_>) -> Result<(), Status> {
-        self.check_writable()?;
-        let mut at = self.place(sector, output.len() as u64)?;
-        while !output.is_empty() {
-            let n = volatile::write_at(&self.file, output.pieces(), at)?;
-            if n == 0 {
-                return Err(Status::IoError);
-            }
-            output.take(n);
-            at += n as u64;
-        }
-        self.written()
-    }
-
-    /// After each change.
-    fn written(&self) -> Result<(), Status> {
-        match self.flushing {
-            Flushing::EachWrite => self.flush(),
-            Flushing::Never | Flushing::Asked => Ok(()),
-        }
-    }
-
-    fn flush(&self) -> Result<(), Status> {
-        match self.access {
-            Access::ReadOnly => Ok(()),
-            Access::ReadWrite => Ok(self.file.sync_data()?),
-        }
-    }
-
-    fn get_id(&self, mut input: Buffers<'_>) -> (Status, usize) {
-        // §5.2.6: the buffer is 20 bytes.
-        if input.len() < ID_LEN {
-            return (Status::IoError, 0);
-        }
-        (Status::Ok, input.write(&self.id))
-    }
-
-    fn clear(&self, operation: Operation, mut output: Buffers<'_>) -> Result<(), Status> {
-        self.check_writable()?;
-        if !output.len().is_multiple_of(RANGE_LEN) || output.len() > RANGE_LEN * RANGES_MAX as usize
-        {
-            return Err(Status::IoError);
-        }
-        while let Some(range) = output.read_array().map(Range::parse) {
-            let how = match (operation, range.flags) {
-                (Operation::Discard, 0) | (Operation::WriteZeroes, RANGE_UNMAP) => {
-                    FallocateFlags::PUNCH_HOLE
-                }
-                (Operation::WriteZeroes, 0) => FallocateFlags::ZERO_RANGE,
-                // §5.2.6.2: flags that the device does not know.
-                _ => return Err(Status::Unsupported),
-            };
-            if range.sectors > RANGE_SECTORS_MAX {
-                return Err(Status::IoError);
-            }
-            let len = u64::from(range.sectors) * SECTOR;
-            let at = self.place(range.sector, len)?;
-            if len > 0 {
-                // The guest falls back to writing zeros where the host cannot.
-                let flags = how | FallocateFlags::KEEP_SIZE;
-                retry_on_intr(|| rustix::fs::fallocate(&self.file, flags, at, len))
-                    .map_err(io::Error::from)?;
-            }
-        }
-        self.written()
-    }
-
-    fn check_writable(&self) -> Result<(), Status> {
-        match self.access {
-            Access::ReadOnly => Err(Status::IoError),
-            Access::ReadWrite => Ok(()),
-        }
-    }
-
-    /// Byte offset of `len` bytes at `sector`, all of them on the disk.
-    fn place(&self, sector: u64, len: u64) -> Result<u64, Status> {
-        if !len.is_multiple_of(SECTOR) {
-            return Err(Status::IoError);
-        }
-        sector
-            .checked_add(len / SECTOR)
-            .filter(|&end| end <= self.sectors)
-            .and_then(|_| sector.checked_mul(SECTOR))
-            .ok_or(Status::IoError)
+impl InHand {
+    /// Returns once it is done. The device needs not be locked.
+    pub fn wait(self) {
+        self.hand.wait_for(self.nth);
     }
 }

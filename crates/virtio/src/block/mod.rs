@@ -1,11 +1,20 @@
 //! A disk backed by a file or a block device of the host (virtio 1.2 §5.2).
 
+mod counters;
 mod device;
+mod disk;
 mod saved;
 mod spec;
+mod worker;
 
+#[cfg(test)]
+mod gate;
+#[cfg(test)]
+mod slow_disks;
 #[cfg(test)]
 mod tests;
 
-pub use device::{Access, Block, Cache};
+pub use counters::{Counters, Metrics};
+pub use device::{Access, Block, Cache, InHand};
 pub use saved::{SavedBlock, SavedLive};
+pub use worker::Worker;

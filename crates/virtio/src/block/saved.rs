@@ -3,7 +3,7 @@
 use ram::GuestMemory;
 use serde::{Deserialize, Serialize};
 
-use super::device::{Block, Cache, Flushing, State};
+use super::device::{Block, Cache, Flushing, Live, State, Turn};
 use crate::rate_limiter::SavedLimiter;
 use crate::{Error, Interrupt, SavedQueue, VirtQueue};
 
@@ -34,9 +34,14 @@ impl SavedBlock {
             limiter: disk.limiter.save(),
             live: match &disk.state {
                 State::Idle => None,
-                State::Live { queue, .. } => Some(SavedLive {
-                    queue: queue.save(),
-                    flushes_each_write: disk.disk.flushing == Flushing::EachWrite,
+                State::Live(live) => Some(SavedLive {
+                    queue: match live.turn {
+                        // What it asks for can be done twice: the driver does not touch
+                        // its data before it is given back.
+                        Turn::InHand => live.queue.save().without_last(),
+                        Turn::Ours | Turn::Handed | Turn::Workers => live.queue.save(),
+                    },
+                    flushes_each_write: disk.flushing == Flushing::EachWrite,
                 }),
             },
         }
@@ -56,16 +61,12 @@ impl SavedBlock {
         let queue = VirtQueue::restore(&live.queue, interrupt.clone())
             .map_err(|_| Error::Saved { device: "block" })?;
         disk.limiter.put_back(&self.limiter);
-        disk.disk.flushing = match disk.cache {
+        disk.flushing = match disk.cache {
             Cache::Unsafe => Flushing::Never,
             Cache::Writeback if live.flushes_each_write => Flushing::EachWrite,
             Cache::Writeback => Flushing::Asked,
         };
-        disk.state = State::Live {
-            memory: memory.clone(),
-            queue,
-            interrupt: interrupt.clone(),
-        };
+        disk.state = State::Live(Live::new(memory.clone(), queue, interrupt.clone()));
         if disk.disk.sectors != self.sectors {
             // The file is another length than it was: the driver looks anew.
             interrupt.config_changed();

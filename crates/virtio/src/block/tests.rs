@@ -13,32 +13,32 @@ use crate::fake_driver::{BUFFERS, Buffer, FakeDriver};
 use crate::rate_limiter::{Limit, Limits};
 use crate::{Error, EventSource, feature};
 
-const SECTORS: u64 = 128;
-const HEADER: u64 = BUFFERS;
-const STATUS: u64 = BUFFERS + 0x100;
-const DATA: u64 = BUFFERS + 0x1000;
-const OK: u8 = 0;
+pub(super) const SECTORS: u64 = 128;
+pub(super) const HEADER: u64 = BUFFERS;
+pub(super) const STATUS: u64 = BUFFERS + 0x100;
+pub(super) const DATA: u64 = BUFFERS + 0x1000;
+pub(super) const OK: u8 = 0;
 const IO_ERROR: u8 = 1;
 const UNSUPPORTED: u8 = 2;
-const READ: u32 = 0;
-const WRITE: u32 = 1;
-const FLUSH: u32 = 4;
-const GET_ID: u32 = 8;
-const DISCARD: u32 = 11;
+pub(super) const READ: u32 = 0;
+pub(super) const WRITE: u32 = 1;
+pub(super) const FLUSH: u32 = 4;
+pub(super) const GET_ID: u32 = 8;
+pub(super) const DISCARD: u32 = 11;
 const WRITE_ZEROES: u32 = 13;
 
-struct Rig {
-    disk: Arc<Mutex<Block>>,
-    driver: FakeDriver,
-    file: tempfile::NamedTempFile,
+pub(super) struct Rig {
+    pub(super) disk: Arc<Mutex<Block>>,
+    pub(super) driver: FakeDriver,
+    pub(super) file: tempfile::NamedTempFile,
 }
 
 /// A disk whose byte `n` is `pattern(n)`.
-fn rig(access: Access) -> Rig {
+pub(super) fn rig(access: Access) -> Rig {
     rig_with(access, Cache::Writeback, Limits::default())
 }
 
-fn rig_with(access: Access, cache: Cache, limits: Limits) -> Rig {
+pub(super) fn rig_with(access: Access, cache: Cache, limits: Limits) -> Rig {
     let file = tempfile::NamedTempFile::new().unwrap();
     let bytes: Vec<u8> = (0..SECTORS * 512).map(pattern).collect();
     file.as_file().write_all_at(&bytes, 0).unwrap();
@@ -48,13 +48,13 @@ fn rig_with(access: Access, cache: Cache, limits: Limits) -> Rig {
     Rig { disk, driver, file }
 }
 
-fn pattern(at: u64) -> u8 {
+pub(super) fn pattern(at: u64) -> u8 {
     (at % 251) as u8
 }
 
 impl Rig {
     /// One request with its data in `data`; returns the status and what was written.
-    fn request(&mut self, operation: u32, sector: u64, data: &[Buffer]) -> (u8, u32) {
+    pub(super) fn request(&mut self, operation: u32, sector: u64, data: &[Buffer]) -> (u8, u32) {
         let mut header = operation.to_le_bytes().to_vec();
         header.extend([0; 4]);
         header.extend(sector.to_le_bytes());
@@ -68,7 +68,7 @@ impl Rig {
         (self.driver.get(STATUS, 1)[0], written)
     }
 
-    fn on_disk(&self, at: u64, len: usize) -> Vec<u8> {
+    pub(super) fn on_disk(&self, at: u64, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
         self.file.as_file().read_exact_at(&mut bytes, at).unwrap();
         bytes
@@ -193,7 +193,7 @@ fn unknown_operations_are_unsupported() {
     }
 }
 
-fn range(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
+pub(super) fn range(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
     let mut bytes = sector.to_le_bytes().to_vec();
     bytes.extend(sectors.to_le_bytes());
     bytes.extend(flags.to_le_bytes());
@@ -273,7 +273,7 @@ fn ask_for_a_sector(rig: &mut Rig) {
     rig.driver.kick(0);
 }
 
-fn limited_to(size: u64, refill_ms: u64) -> Limit {
+pub(super) fn limited_to(size: u64, refill_ms: u64) -> Limit {
     Limit {
         size,
         one_time_burst: 0,
@@ -282,7 +282,7 @@ fn limited_to(size: u64, refill_ms: u64) -> Limit {
 }
 
 /// What the event loop does.
-fn wait_and_serve(rig: &Rig) {
+pub(super) fn wait_and_serve(rig: &Rig) {
     let mut disk = rig.disk.lock().unwrap();
     let timer = disk.fd();
     let mut fds = [PollFd::new(&timer, PollFlags::IN)];
@@ -455,13 +455,13 @@ fn a_restored_disk_goes_on_with_the_same_file_and_cache() {
         rig.driver.set_up(wanted);
         rig.driver.put(DATA, &[7; 512]);
         assert_eq!(rig.request(WRITE, 5, &[Buffer::Out(DATA, 512)]), (OK, 1));
-        let flushing = rig.disk.lock().unwrap().disk.flushing;
+        let flushing = rig.disk.lock().unwrap().flushing;
         let (access, cache) = (Access::ReadWrite, Cache::Writeback);
         let disk = Block::open(rig.file.path(), access, cache, Limits::default()).unwrap();
         rig.disk = Arc::new(Mutex::new(disk));
         rig.driver.handle_interrupt();
         rig.driver.move_to(rig.disk.clone());
-        assert_eq!(rig.disk.lock().unwrap().disk.flushing, flushing);
+        assert_eq!(rig.disk.lock().unwrap().flushing, flushing);
         assert_eq!(rig.request(READ, 5, &[Buffer::In(DATA, 512)]), (OK, 513));
         assert_eq!(rig.driver.get(DATA, 512), [7; 512]);
         assert_eq!(rig.driver.handle_interrupt(), 1, "nothing changed but that");

@@ -1,23 +1,7 @@
 //! What happened, by Firecracker's names (its metrics' group `net`).
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
-macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// Counts since the start. Shared: the device counts, whoever writes metrics reads.
-        #[derive(Debug, Default)]
-        pub struct Counters {
-            $($(#[$doc])* pub $name: AtomicU64,)*
-        }
-
-        impl Counters {
-            /// Each by its name.
-            pub fn all(&self) -> impl Iterator<Item = (&'static str, u64)> {
-                [$((stringify!($name), self.$name.load(Ordering::Relaxed)),)*].into_iter()
-            }
-        }
-    };
-}
+use crate::counters::counters;
+pub(super) use crate::counters::{add, count};
 
 counters! {
     /// The link refused the offloads that the driver asked for.
@@ -64,12 +48,4 @@ counters! {
     tx_spoofed_mac_count,
     /// Frames were left for later, as there were too many at once.
     tx_remaining_reqs_count,
-}
-
-pub(super) fn count(counter: &AtomicU64) {
-    add(counter, 1);
-}
-
-pub(super) fn add(counter: &AtomicU64, n: usize) {
-    counter.fetch_add(n as u64, Ordering::Relaxed);
 }

@@ -1,0 +1,417 @@
+//! The file behind a drive, and how requests are done on it: from guest memory to the file
+//! and back without a copy.
+//!
+//! Invariant: nothing outside of the capacity at opening is read or written; every request
+//! that is done gets a status, and a failed one never panics. Who must not wait does not:
+//! [`Patience::None`] does only what the host does from memory.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use ram::volatile::{self, Slice, Wait};
+use rustix::fs::FallocateFlags;
+use rustix::io::retry_on_intr;
+
+use super::counters::Metrics;
+use super::device::{Access, Flushing};
+use super::spec::{
+    HEADER_LEN, Header, ID_LEN, Operation, RANGE_LEN, RANGE_UNMAP, Range, SECTOR, Status,
+};
+use crate::counters::{add, count};
+use crate::{Buffers, Chain, Error};
+
+/// 2 GiB a range.
+pub(super) const RANGE_SECTORS_MAX: u32 = 1 << 22;
+pub(super) const RANGES_MAX: u32 = 32;
+
+/// The file and what is known of it.
+#[derive(Debug)]
+pub(super) struct Disk {
+    pub(super) path: PathBuf,
+    pub(super) file: File,
+    pub(super) access: Access,
+    id: [u8; ID_LEN],
+    pub(super) sectors: u64,
+    pub(super) metrics: Arc<Metrics>,
+    /// What its file system can do without a wait.
+    at_once: AtOnce,
+    #[cfg(test)]
+    pub(super) gate: std::sync::Mutex<Option<Arc<super::gate::Gate>>>,
+}
+
+/// Whether the host says "not now" in place of waiting.
+#[derive(Debug)]
+struct AtOnce {
+    /// It is in memory: nothing of it waits for a disk.
+    all: bool,
+    /// Reads, as far as is known.
+    reads: AtomicBool,
+    /// Writes.
+    writes: AtomicBool,
+}
+
+/// Whether who asks may be kept waiting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// Not at all: a vCPU or the event loop.
+    None,
+    /// For as long as the disk needs.
+    Endless,
+}
+
+/// The request is not done, as it takes more [`Patience`]. It may have been begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TakesTime;
+
+/// Why a request fails, or is not done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Failed {
+    TakesTime,
+    /// The driver asks for what cannot be.
+    Invalid(Status),
+    /// The host says no.
+    Host(Status),
+}
+
+/// A failed request, as the guest learns of it.
+impl From<io::Error> for Failed {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::WouldBlock => Failed::TakesTime,
+            io::ErrorKind::Unsupported => Failed::Host(Status::Unsupported),
+            _ => Failed::Host(Status::IoError),
+        }
+    }
+}
+
+impl Disk {
+    pub(super) fn open(path: &Path, access: Access, metrics: Arc<Metrics>) -> Result<Self, Error> {
+        let failed = |source| Error::OpenDisk {
+            path: path.into(),
+            source,
+        };
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(access == Access::ReadWrite)
+            .open(path)
+            .map_err(failed)?;
+        let metadata = file.metadata().map_err(failed)?;
+        let kind = metadata.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(Error::NotADisk { path: path.into() });
+        }
+        // A block device has no length in its metadata.
+        let len = file.seek(SeekFrom::End(0)).map_err(failed)?;
+        if !len.is_multiple_of(SECTOR) {
+            tracing::warn!(?path, len, "the end of the disk does not fill a sector");
+        }
+        // As Firecracker: the same file has the same name in each machine.
+        let (dev, rdev, ino) = (metadata.dev(), metadata.rdev(), metadata.ino());
+        let mut id = [0; ID_LEN];
+        for (to, from) in id.iter_mut().zip(format!("{dev}{rdev}{ino}").bytes()) {
+            *to = from;
+        }
+        Ok(Self {
+            path: path.into(),
+            at_once: AtOnce {
+                all: kind.is_file() && is_in_memory(&file),
+                reads: AtomicBool::new(true),
+                writes: AtomicBool::new(true),
+            },
+            file,
+            access,
+            id,
+            sectors: len / SECTOR,
+            metrics,
+            #[cfg(test)]
+            gate: std::sync::Mutex::default(),
+        })
+    }
+
+    /// Does one request, or nothing that its driver could notice; returns how many bytes
+    /// were filled in.
+    pub(super) fn serve(
+        &self,
+        mut chain: Chain<'_>,
+        flushing: Flushing,
+        patience: Patience,
+    ) -> Result<u32, TakesTime> {
+        #[cfg(test)]
+        self.pass_gate(patience)?;
+        let counters = &self.metrics.counters;
+        // §5.2.6: the status is the last byte that the device may write.
+        let Some(room) = chain.writable.len().checked_sub(1) else {
+            tracing::debug!(head = chain.head, "disk request without a status byte");
+            count(&counters.invalid_reqs_count);
+            return Ok(0);
+        };
+        let input = chain.writable.take(room);
+        let request = Request {
+            disk: self,
+            flushing,
+            patience,
+        };
+        let (done, filled) = match chain.readable.read_array().map(Header::parse) {
+            Some(header) => request.execute(header, chain.readable, input),
+            None => (Err(Failed::Invalid(Status::IoError)), 0),
+        };
+        let status = match done {
+            Ok(()) => Status::Ok,
+            Err(Failed::TakesTime) if patience == Patience::None => return Err(TakesTime),
+            Err(Failed::Invalid(status)) => {
+                count(&counters.invalid_reqs_count);
+                status
+            }
+            Err(Failed::Host(status)) => {
+                count(&counters.execute_fails);
+                status
+            }
+            // No file says so to who waits.
+            Err(Failed::TakesTime) => Status::IoError,
+        };
+        chain.writable.write(&[status as u8]);
+        // Chains are shorter than 2^32 bytes.
+        Ok(filled as u32 + 1)
+    }
+
+    /// How a read or a write may wait.
+    fn wait(&self, patience: Patience, at_once: &AtomicBool) -> Result<Wait, Failed> {
+        if patience == Patience::Endless || self.at_once.all {
+            return Ok(Wait::AsLongAsItTakes);
+        }
+        match at_once.load(Ordering::Relaxed) {
+            true => Ok(Wait::NotAtAll),
+            false => Err(Failed::TakesTime),
+        }
+    }
+}
+
+/// One request that is being done.
+#[derive(Clone, Copy)]
+struct Request<'d> {
+    disk: &'d Disk,
+    flushing: Flushing,
+    patience: Patience,
+}
+
+impl Request<'_> {
+    /// `output` is the driver's data, `input` is room for ours.
+    fn execute(
+        self,
+        header: Header,
+        output: Buffers<'_>,
+        input: Buffers<'_>,
+    ) -> (Result<(), Failed>, usize) {
+        let done = match header.operation {
+            Operation::Read => return self.read(header.sector, input),
+            Operation::GetId => return self.get_id(input),
+            Operation::Write => self.write(header.sector, output),
+            Operation::Flush if self.flushing == Flushing::Never => Ok(()),
+            Operation::Flush => self.flush(),
+            Operation::Discard | Operation::WriteZeroes => self.clear(header.operation, output),
+            Operation::Other => Err(Failed::Invalid(Status::Unsupported)),
+        };
+        (done, 0)
+    }
+
+    fn read(self, sector: u64, mut input: Buffers<'_>) -> (Result<(), Failed>, usize) {
+        let (start, wanted) = (Instant::now(), input.len());
+        let metrics = &self.disk.metrics;
+        let place = self.disk.place(sector, wanted as u64);
+        let done = place.and_then(|at| {
+            let file = &self.disk.file;
+            self.transfer(
+                &mut input,
+                at,
+                &self.disk.at_once.reads,
+                |into, at, wait| volatile::read_at(file, into, at, wait),
+            )
+        });
+        let read = wanted - input.len();
+        match done {
+            Ok(()) => {
+                count(&metrics.counters.read_count);
+                add(&metrics.counters.read_bytes, read);
+                metrics.read_agg.add(start);
+            }
+            Err(Failed::Host(_)) => tracing::debug!(sector, "disk read failed"),
+            Err(Failed::TakesTime | Failed::Invalid(_)) => {}
+        }
+        (done, read)
+    }
+
+    fn write(self, sector: u64, mut output: Buffers<'_>) -> Result<(), Failed> {
+        let (start, wanted) = (Instant::now(), output.len());
+        self.check_writable()?;
+        let at = self.disk.place(sector, wanted as u64)?;
+        if self.flushing == Flushing::EachWrite {
+            self.take_time()?;
+        }
+        let file = &self.disk.file;
+        let writes = &self.disk.at_once.writes;
+        self.transfer(&mut output, at, writes, |from, at, wait| {
+            volatile::write_at(file, from, at, wait)
+        })?;
+        self.written()?;
+        let metrics = &self.disk.metrics;
+        count(&metrics.counters.write_count);
+        add(&metrics.counters.write_bytes, wanted);
+        metrics.write_agg.add(start);
+        Ok(())
+    }
+
+    /// Moves all of `data` by `call`, which moves a part; `at_once` is whether the file
+    /// system can say "not now" to it.
+    fn transfer(
+        self,
+        data: &mut Buffers<'_>,
+        mut at: u64,
+        at_once: &AtomicBool,
+        call: impl Fn(&[Slice<'_>], u64, Wait) -> io::Result<usize>,
+    ) -> Result<(), Failed> {
+        while !data.is_empty() {
+            let wait = self.disk.wait(self.patience, at_once)?;
+            match call(data.pieces(), at, wait) {
+                // The file became shorter under us.
+                Ok(0) => return Err(Failed::Host(Status::IoError)),
+                Ok(n) => {
+                    data.take(n);
+                    at += n as u64;
+                }
+                Err(error) if wait == Wait::NotAtAll && is_unknown(&error) => {
+                    at_once.store(false, Ordering::Relaxed);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// After each change.
+    fn written(self) -> Result<(), Failed> {
+        match self.flushing {
+            Flushing::EachWrite => self.sync(),
+            Flushing::Never | Flushing::Asked => Ok(()),
+        }
+    }
+
+    fn flush(self) -> Result<(), Failed> {
+        self.sync()?;
+        count(&self.disk.metrics.counters.flush_count);
+        Ok(())
+    }
+
+    fn sync(self) -> Result<(), Failed> {
+        match self.disk.access {
+            Access::ReadOnly => Ok(()),
+            Access::ReadWrite => {
+                self.take_time()?;
+                Ok(self.disk.file.sync_data()?)
+            }
+        }
+    }
+
+    fn get_id(self, mut input: Buffers<'_>) -> (Result<(), Failed>, usize) {
+        // §5.2.6: the buffer is 20 bytes.
+        if input.len() < ID_LEN {
+            return (Err(Failed::Invalid(Status::IoError)), 0);
+        }
+        (Ok(()), input.write(&self.disk.id))
+    }
+
+    fn clear(self, operation: Operation, mut output: Buffers<'_>) -> Result<(), Failed> {
+        let invalid = |status| Err(Failed::Invalid(status));
+        self.check_writable()?;
+        if !output.len().is_multiple_of(RANGE_LEN) || output.len() > RANGE_LEN * RANGES_MAX as usize
+        {
+            return invalid(Status::IoError);
+        }
+        self.take_time()?;
+        while let Some(range) = output.read_array().map(Range::parse) {
+            let how = match (operation, range.flags) {
+                (Operation::Discard, 0) | (Operation::WriteZeroes, RANGE_UNMAP) => {
+                    FallocateFlags::PUNCH_HOLE
+                }
+                (Operation::WriteZeroes, 0) => FallocateFlags::ZERO_RANGE,
+                // §5.2.6.2: flags that the device does not know.
+                _ => return invalid(Status::Unsupported),
+            };
+            if range.sectors > RANGE_SECTORS_MAX {
+                return invalid(Status::IoError);
+            }
+            let len = u64::from(range.sectors) * SECTOR;
+            let at = self.disk.place(range.sector, len)?;
+            if len > 0 {
+                // The guest falls back to writing zeros where the host cannot.
+                let flags = how | FallocateFlags::KEEP_SIZE;
+                retry_on_intr(|| rustix::fs::fallocate(&self.disk.file, flags, at, len))
+                    .map_err(io::Error::from)?;
+            }
+        }
+        self.written()
+    }
+
+    fn check_writable(self) -> Result<(), Failed> {
+        match self.disk.access {
+            Access::ReadOnly => Err(Failed::Invalid(Status::IoError)),
+            Access::ReadWrite => Ok(()),
+        }
+    }
+
+    /// What follows may wait for the disk.
+    fn take_time(self) -> Result<(), Failed> {
+        match self.patience {
+            Patience::None if !self.disk.at_once.all => Err(Failed::TakesTime),
+            Patience::None | Patience::Endless => Ok(()),
+        }
+    }
+}
+
+impl Disk {
+    /// Byte offset of `len` bytes at `sector`, all of them on the disk.
+    fn place(&self, sector: u64, len: u64) -> Result<u64, Failed> {
+        if !len.is_multiple_of(SECTOR) {
+            return Err(Failed::Invalid(Status::IoError));
+        }
+        sector
+            .checked_add(len / SECTOR)
+            .filter(|&end| end <= self.sectors)
+            .and_then(|_| sector.checked_mul(SECTOR))
+            .ok_or(Failed::Invalid(Status::IoError))
+    }
+}
+
+/// What a request costs in bytes: only what moves between guest and disk does.
+pub(super) fn data_bytes(chain: &Chain<'_>) -> u64 {
+    let header = chain.readable.clone().read_array().map(Header::parse);
+    let bytes = match header.map(|header| header.operation) {
+        Some(Operation::Read) => chain.writable.len().saturating_sub(1),
+        Some(Operation::Write) => chain.readable.len().saturating_sub(HEADER_LEN),
+        Some(
+            Operation::Flush
+            | Operation::GetId
+            | Operation::Discard
+            | Operation::WriteZeroes
+            | Operation::Other,
+        )
+        | None => 0,
+    };
+    bytes as u64
+}
+
+/// Whether the file system keeps its files in memory: it then knows no "not now".
+fn is_in_memory(file: &File) -> bool {
+    /// linux/magic.h: TMPFS_MAGIC and RAMFS_MAGIC.
+    const MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
+    rustix::fs::fstatfs(file).is_ok_and(|of| MEMORY.contains(&(of.f_type as u64)))
+}
+
+/// Whether the file system cannot say "not now" to this.
+fn is_unknown(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::Unsupported
+}

@@ -3,7 +3,8 @@
 //!
 //! Invariant: nothing outside of the capacity at opening is read or written; every request
 //! that is done gets a status, and a failed one never panics. Who must not wait does not:
-//! [`Patience::None`] does only what the host does from memory.
+//! [`Patience::None`] does only what the host does from memory, or what it did so a moment ago
+//! where it cannot say (`pace`).
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -19,6 +20,7 @@ use rustix::io::retry_on_intr;
 
 use super::counters::Metrics;
 use super::device::{Access, Flushing};
+use super::pace::Pace;
 use super::spec::{
     HEADER_LEN, Header, ID_LEN, Operation, RANGE_LEN, RANGE_UNMAP, Range, SECTOR, Status,
 };
@@ -53,6 +55,34 @@ struct AtOnce {
     reads: AtomicBool,
     /// Writes.
     writes: AtomicBool,
+    /// How writes went, where it does not.
+    pace: Pace,
+}
+
+impl AtOnce {
+    fn knows(&self, moves: Moves) -> &AtomicBool {
+        match moves {
+            Moves::In => &self.reads,
+            Moves::Out { .. } => &self.writes,
+        }
+    }
+
+    fn known(&self, moves: Moves) -> bool {
+        self.knows(moves).load(Ordering::Relaxed)
+    }
+
+    fn forget(&self, moves: Moves) {
+        self.knows(moves).store(false, Ordering::Relaxed);
+    }
+}
+
+/// Which way data go.
+#[derive(Clone, Copy, Debug)]
+enum Moves {
+    /// From the disk to the guest.
+    In,
+    /// To the disk, since then.
+    Out { start: Instant },
 }
 
 /// Whether who asks may be kept waiting.
@@ -122,6 +152,7 @@ impl Disk {
                 all: kind.is_file() && is_in_memory(&file),
                 reads: AtomicBool::new(true),
                 writes: AtomicBool::new(true),
+                pace: Pace::new(),
             },
             file,
             access,
@@ -180,13 +211,16 @@ impl Disk {
     }
 
     /// How a read or a write may wait.
-    fn wait(&self, patience: Patience, at_once: &AtomicBool) -> Result<Wait, Failed> {
+    fn wait(&self, patience: Patience, moves: Moves) -> Result<Wait, Failed> {
         if patience == Patience::Endless || self.at_once.all {
             return Ok(Wait::AsLongAsItTakes);
         }
-        match at_once.load(Ordering::Relaxed) {
-            true => Ok(Wait::NotAtAll),
-            false => Err(Failed::TakesTime),
+        match (self.at_once.known(moves), moves) {
+            (true, _) => Ok(Wait::NotAtAll),
+            (false, Moves::Out { start }) if self.at_once.pace.is_quick(start) => {
+                Ok(Wait::AsLongAsItTakes)
+            }
+            (false, Moves::In | Moves::Out { .. }) => Err(Failed::TakesTime),
         }
     }
 }
@@ -225,12 +259,9 @@ impl Request<'_> {
         let place = self.disk.place(sector, wanted as u64);
         let done = place.and_then(|at| {
             let file = &self.disk.file;
-            self.transfer(
-                &mut input,
-                at,
-                &self.disk.at_once.reads,
-                |into, at, wait| volatile::read_at(file, into, at, wait),
-            )
+            self.transfer(&mut input, at, Moves::In, |into, at, wait| {
+                volatile::read_at(file, into, at, wait)
+            })
         });
         let read = wanted - input.len();
         match done {
@@ -253,10 +284,12 @@ impl Request<'_> {
             self.take_time()?;
         }
         let file = &self.disk.file;
-        let writes = &self.disk.at_once.writes;
-        self.transfer(&mut output, at, writes, |from, at, wait| {
+        let moves = Moves::Out { start };
+        let moved = self.transfer(&mut output, at, moves, |from, at, wait| {
             volatile::write_at(file, from, at, wait)
-        })?;
+        });
+        self.disk.at_once.pace.done(start, Instant::now());
+        moved?;
         self.written()?;
         let metrics = &self.disk.metrics;
         count(&metrics.counters.write_count);
@@ -265,17 +298,16 @@ impl Request<'_> {
         Ok(())
     }
 
-    /// Moves all of `data` by `call`, which moves a part; `at_once` is whether the file
-    /// system can say "not now" to it.
+    /// Moves all of `data` by `call`, which moves a part.
     fn transfer(
         self,
         data: &mut Buffers<'_>,
         mut at: u64,
-        at_once: &AtomicBool,
+        moves: Moves,
         call: impl Fn(&[Slice<'_>], u64, Wait) -> io::Result<usize>,
     ) -> Result<(), Failed> {
         while !data.is_empty() {
-            let wait = self.disk.wait(self.patience, at_once)?;
+            let wait = self.disk.wait(self.patience, moves)?;
             match call(data.pieces(), at, wait) {
                 // The file became shorter under us.
                 Ok(0) => return Err(Failed::Host(Status::IoError)),
@@ -284,7 +316,7 @@ impl Request<'_> {
                     at += n as u64;
                 }
                 Err(error) if wait == Wait::NotAtAll && is_unknown(&error) => {
-                    at_once.store(false, Ordering::Relaxed);
+                    self.disk.at_once.forget(moves);
                 }
                 Err(error) => return Err(error.into()),
             }

@@ -3,6 +3,7 @@
 mod counters;
 mod device;
 mod disk;
+mod pace;
 mod saved;
 mod spec;
 mod worker;

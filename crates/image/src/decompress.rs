@@ -5,11 +5,43 @@
 
 use std::io::{self, BufRead, BufReader, Read};
 
+use oci_spec::image::MediaType;
+
 use crate::error::ImageError;
 
 /// zstd's own default for decoders.
 const ZSTD_WINDOW_BITS_MAX: u32 = 27;
 const INPUT_BYTES: usize = 128 * 1024;
+
+/// How a layer is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Compression {
+    None,
+    Gzip,
+    Zstd,
+}
+
+impl Compression {
+    /// By the first bytes of `stored`, which are read.
+    pub(crate) fn of(stored: &mut impl Read) -> io::Result<Compression> {
+        let mut start = Vec::new();
+        stored.take(4).read_to_end(&mut start)?;
+        Ok(match start.as_slice() {
+            [0x1f, 0x8b, ..] => Compression::Gzip,
+            [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => Compression::Zstd,
+            _ => Compression::None,
+        })
+    }
+
+    /// Of a layer that is stored so.
+    pub(crate) fn media_type(self) -> MediaType {
+        match self {
+            Compression::None => MediaType::ImageLayer,
+            Compression::Gzip => MediaType::ImageLayerGzip,
+            Compression::Zstd => MediaType::ImageLayerZstd,
+        }
+    }
+}
 
 /// Gives the decompressed stream.
 pub(crate) fn decompress<'a>(stored: impl Read + 'a) -> Result<Box<dyn Read + 'a>, ImageError> {

@@ -22,7 +22,7 @@ pub enum DigestAlgorithm {
 }
 
 impl DigestAlgorithm {
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             DigestAlgorithm::Sha256 => "sha256",
             DigestAlgorithm::Sha512 => "sha512",
@@ -60,6 +60,22 @@ impl Digest {
         let mut hasher = Hasher::new(DigestAlgorithm::Sha256);
         hasher.update(bytes);
         hasher.finish()
+    }
+
+    /// Whether `bytes` have this digest.
+    ///
+    /// # Errors
+    ///
+    /// [`ImageError::DigestMismatch`].
+    pub fn check(&self, bytes: &[u8]) -> Result<(), ImageError> {
+        let found = self.same_kind_of(bytes);
+        match found == *self {
+            true => Ok(()),
+            false => Err(ImageError::DigestMismatch {
+                expected: self.clone(),
+                found,
+            }),
+        }
     }
 
     /// The digest of `bytes` by the same algorithm as `self`.

@@ -58,9 +58,23 @@ impl Archive {
         scratch: &Path,
         limits: &Limits,
     ) -> Result<Archive, ImageError> {
+        // Nothing but a regular file.
         let section = blobs::open_section(path)?;
-        let section =
-            section.ok_or_else(|| ImageError::io("open", path)(io::ErrorKind::NotFound.into()))?;
+        section.ok_or_else(|| ImageError::io("open", path)(io::ErrorKind::NotFound.into()))?;
+        let file = File::open(path).map_err(ImageError::io("open", path))?;
+        Archive::of(file, path, scratch, limits)
+    }
+
+    /// As [`Archive::open`], of an open file.
+    pub(crate) fn of(
+        file: File,
+        path: &Path,
+        scratch: &Path,
+        limits: &Limits,
+    ) -> Result<Archive, ImageError> {
+        let bytes = file.metadata().map_err(ImageError::io("open", path))?.len();
+        let file = Arc::new(file);
+        let section = Section::new(file.clone(), 0, bytes);
         let mut magic = [0; 4];
         let count =
             read_start(section.clone(), &mut magic).map_err(ImageError::io("read", path))?;
@@ -84,16 +98,16 @@ impl Archive {
                 });
             }
             copied.map_err(ImageError::io("decompress", path))?;
-            plain
+            Arc::new(plain)
         } else {
-            File::open(path).map_err(ImageError::io("open", path))?
+            file
         };
         let members = index(&file, limits).map_err(|source| ImageError::Malformed {
             what: format!("docker archive {path:?}"),
             reason: with_causes(&source),
         })?;
         Ok(Archive {
-            file: Arc::new(file),
+            file,
             path: path.to_path_buf(),
             members,
         })
@@ -117,15 +131,25 @@ impl Archive {
         None
     }
 
-    /// The one image of `manifest.json`; none when the archive has no such member.
-    pub(crate) fn saved_image(&self, limits: &Limits) -> Result<Option<SavedImage>, ImageError> {
+    /// All images of `manifest.json`; none when the archive has no such member.
+    pub(crate) fn saved_images(
+        &self,
+        limits: &Limits,
+    ) -> Result<Option<Vec<SavedImage>>, ImageError> {
         let Some(section) = self.member("manifest.json") else {
             return Ok(None);
         };
         let what = format!("manifest.json of {:?}", self.path);
         let bytes = blobs::read_document(section, &what, &self.path, limits)?;
-        let images: Vec<SavedImage> =
-            serde_json::from_slice(&bytes).map_err(|source| ImageError::Json { what, source })?;
+        let images = serde_json::from_slice(&bytes);
+        images.map_err(|source| ImageError::Json { what, source })
+    }
+
+    /// The one image of `manifest.json`; none when the archive has no such member.
+    pub(crate) fn saved_image(&self, limits: &Limits) -> Result<Option<SavedImage>, ImageError> {
+        let Some(images) = self.saved_images(limits)? else {
+            return Ok(None);
+        };
         let count = images.len();
         let names: Vec<String> = images
             .iter()

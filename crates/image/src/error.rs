@@ -13,8 +13,30 @@ use crate::digest::Digest;
 #[non_exhaustive]
 pub enum ImageError {
     /// The image argument has no known form.
-    #[error("unknown image {given:?}: use oci:DIR[:TAG], docker-archive:FILE or rootfs:DIR")]
+    #[error(
+        "unknown image {given:?}: use a name, oci:DIR[:TAG], docker-archive:FILE or rootfs:DIR"
+    )]
     UnknownReference {
+        /// What was asked for.
+        given: String,
+    },
+    /// Not an image's name.
+    #[error("{given:?} is no image's name: {reason}")]
+    BadName {
+        /// What was asked for.
+        given: String,
+        /// The rule.
+        reason: &'static str,
+    },
+    /// No image of that name or identifier is in the store.
+    #[error("no such image: {given}")]
+    NotHere {
+        /// What was asked for.
+        given: String,
+    },
+    /// Several images have identifiers that begin like this.
+    #[error("more than one image has an identifier that begins with {given}")]
+    AmbiguousId {
         /// What was asked for.
         given: String,
     },

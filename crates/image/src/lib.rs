@@ -12,36 +12,50 @@
 //! - The same layer gives the same bytes.
 //! - Input is hostile: it earns an [`ImageError`], never a panic, and every quantity has a [`Limits`] field.
 //!
-//! Left to others: pulling from registries, mounting the layers (the guest's init), finding users in `/etc/passwd`
-//! (the guest's init), collecting old layers.
+//! Left to others: talking to registries (`registry`), mounting the layers (the guest's init), finding users in `/etc/passwd`
+//! (the guest's init).
 
 #![forbid(unsafe_code)]
 
 mod blobs;
+mod catalog;
+mod collect;
+mod content;
 mod decompress;
+mod details;
 mod digest;
 mod docker_archive;
 mod erofs;
 mod error;
 #[doc(hidden)]
 pub mod fuzz;
+mod import;
 mod layer;
 mod limits;
+mod load;
 mod lower;
 mod manifest;
+mod name;
 mod pax;
 mod prepare;
 mod progress;
 mod reference;
 mod rootfs;
+mod save;
 mod store;
 mod tar_stream;
 mod tree;
 
+pub use catalog::{Entry, Found, Hold};
+pub use collect::Freed;
+pub use content::Download;
+pub use details::{Details, Step};
 pub use digest::{Digest, DigestAlgorithm};
 pub use error::ImageError;
+pub use import::Import;
 pub use limits::Limits;
-pub use manifest::ImageConfig;
+pub use manifest::{ImageConfig, ManifestChain, Part, manifest_chain, media_type_of, parts_of};
+pub use name::Name;
 pub use prepare::Image;
 pub use progress::{Progress, Silent};
 pub use reference::Reference;

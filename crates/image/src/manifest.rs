@@ -16,7 +16,7 @@ use crate::docker_archive::SavedImage;
 use crate::error::ImageError;
 use crate::limits::Limits;
 
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
+pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// Indexes may point to indexes; no tool nests deeper than two.
 const INDEX_DEPTH_MAX: usize = 4;
 
@@ -160,23 +160,134 @@ fn resolve_layout(
     let index: ImageIndex = json(&read("index.json")?, || {
         format!("index.json of {:?}", blobs.path())
     })?;
-    let mut descriptor = choose_tagged(&index, tag, blobs.path().to_path_buf())?.clone();
+    let descriptor = choose_tagged(&index, tag, blobs.path().to_path_buf())?;
+    let target: Digest = descriptor.digest().as_ref().parse()?;
+    resolve_target(blobs, &target, Some(descriptor.size()), limits)
+}
+
+/// The image whose manifest or index is `target`.
+pub(crate) fn resolve_target(
+    blobs: Blobs,
+    target: &Digest,
+    size: Option<u64>,
+    limits: &Limits,
+) -> Result<Resolved, ImageError> {
+    let get = |digest: &Digest, size| blobs.document(digest, size, limits);
+    let chain = manifest_chain(target, size, get)?;
+    let (digest, bytes) = chain.manifest;
+    resolve_manifest(blobs, digest, &bytes, limits)
+}
+
+/// The way from an image's target to its manifest for this platform.
+#[derive(Clone, Debug)]
+pub struct ManifestChain {
+    /// The indexes that were passed, outermost first, with their bytes.
+    pub indexes: Vec<(Digest, Vec<u8>)>,
+    /// The manifest.
+    pub manifest: (Digest, Vec<u8>),
+}
+
+/// Goes from `target` to the manifest for linux/amd64; `get` gives a document that was checked against its digest and,
+/// where one is given, its size.
+///
+/// # Errors
+///
+/// `get`'s, [`ImageError::WrongPlatform`], [`ImageError::Json`], [`ImageError::Malformed`].
+pub fn manifest_chain<E: From<ImageError>>(
+    target: &Digest,
+    size: Option<u64>,
+    mut get: impl FnMut(&Digest, Option<u64>) -> Result<Vec<u8>, E>,
+) -> Result<ManifestChain, E> {
+    let mut indexes = Vec::new();
+    let (mut digest, mut size) = (target.clone(), size);
     for _ in 0..INDEX_DEPTH_MAX {
-        let digest: Digest = descriptor.digest().as_ref().parse()?;
-        let bytes = blobs.document(&digest, Some(descriptor.size()), limits)?;
-        match kind_of(&bytes, &digest)? {
-            Kind::Manifest => return resolve_manifest(blobs, digest, &bytes, limits),
-            Kind::Index => {
-                let index: ImageIndex = json(&bytes, || format!("index {digest}"))?;
-                descriptor =
-                    choose_platform(index.manifests().iter(), &digest.to_string())?.clone();
+        let bytes = get(&digest, size)?;
+        match next_of(&bytes, &digest)? {
+            None => {
+                let manifest = (digest, bytes);
+                return Ok(ManifestChain { indexes, manifest });
+            }
+            Some((next, next_size)) => {
+                indexes.push((std::mem::replace(&mut digest, next), bytes));
+                size = Some(next_size);
             }
         }
     }
-    Err(ImageError::Malformed {
-        what: format!("image layout {:?}", blobs.path()),
+    Err(E::from(ImageError::Malformed {
+        what: format!("image {target}"),
         reason: format!("its indexes are nested more than {INDEX_DEPTH_MAX} deep"),
-    })
+    }))
+}
+
+/// Of an index, the document for this platform; none of a manifest.
+fn next_of(bytes: &[u8], digest: &Digest) -> Result<Option<(Digest, u64)>, ImageError> {
+    match kind_of(bytes, digest)? {
+        Kind::Manifest => Ok(None),
+        Kind::Index => {
+            let index: ImageIndex = json(bytes, || format!("index {digest}"))?;
+            let chosen = choose_platform(index.manifests().iter(), &digest.to_string())?;
+            Ok(Some((chosen.digest().as_ref().parse()?, chosen.size())))
+        }
+    }
+}
+
+/// The media type of a manifest or an index: what it says of itself, or by what it has where it says nothing.
+pub fn media_type_of(bytes: &[u8]) -> String {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Probe {
+        media_type: Option<String>,
+        manifests: Option<IgnoredAny>,
+    }
+    let probe: Option<Probe> = serde_json::from_slice(bytes).ok();
+    let default = match probe
+        .as_ref()
+        .is_some_and(|probe| probe.manifests.is_some())
+    {
+        true => "application/vnd.oci.image.index.v1+json",
+        false => "application/vnd.oci.image.manifest.v1+json",
+    };
+    probe
+        .and_then(|probe| probe.media_type)
+        .unwrap_or_else(|| default.to_owned())
+}
+
+/// A blob that a manifest names, and its size.
+pub type Part = (Digest, u64);
+
+/// What a manifest names: its configuration, then its layers, lowest first.
+///
+/// # Errors
+///
+/// [`ImageError::Json`], [`ImageError::BadDigest`], [`ImageError::Limit`].
+pub fn parts_of(
+    bytes: &[u8],
+    digest: &Digest,
+    limits: &Limits,
+) -> Result<(Part, Vec<Part>), ImageError> {
+    let manifest: ImageManifest = json(bytes, || format!("manifest {digest}"))?;
+    let part = |descriptor: &Descriptor| -> Result<Part, ImageError> {
+        Ok((descriptor.digest().as_ref().parse()?, descriptor.size()))
+    };
+    let config = part(manifest.config())?;
+    if config.1 > limits.json_bytes_max {
+        let max = limits.json_bytes_max;
+        return Err(ImageError::Limit {
+            what: format!("configuration {}", config.0),
+            limit: "json_bytes_max",
+            max,
+        });
+    }
+    let layers: Vec<Part> = manifest
+        .layers()
+        .iter()
+        .map(part)
+        .collect::<Result<_, _>>()?;
+    check_layers(digest, layers.len(), layers.len(), limits)?;
+    for (layer, size) in &layers {
+        check_layer_size(layer, *size, limits)?;
+    }
+    Ok((config, layers))
 }
 
 fn resolve_manifest(
@@ -250,7 +361,7 @@ fn resolve_saved(blobs: Blobs, saved: SavedImage, limits: &Limits) -> Result<Res
     })
 }
 
-fn digest_in_name(name: &str) -> Option<Digest> {
+pub(crate) fn digest_in_name(name: &str) -> Option<Digest> {
     let last = name.rsplit('/').next()?;
     let hex = last
         .strip_suffix(".json")
@@ -482,7 +593,7 @@ fn kind_of(bytes: &[u8], digest: &Digest) -> Result<Kind, ImageError> {
     }
 }
 
-fn json<'a, T: Deserialize<'a>>(
+pub(crate) fn json<'a, T: Deserialize<'a>>(
     bytes: &'a [u8],
     what: impl FnOnce() -> String,
 ) -> Result<T, ImageError> {

@@ -45,6 +45,12 @@ impl Store {
         progress: &mut dyn Progress,
     ) -> Result<Image, ImageError> {
         let (blobs, tag) = match reference {
+            Reference::Named(name) => {
+                let entry = self.entry(name)?.ok_or_else(|| ImageError::NotHere {
+                    given: name.familiar(),
+                })?;
+                return self.prepare_target(&entry.target, progress);
+            }
             Reference::Rootfs { dir } => return rootfs::prepare(self, dir, progress),
             Reference::Oci { dir, tag } => {
                 if !dir.is_dir() {
@@ -59,7 +65,29 @@ impl Store {
                 None,
             ),
         };
-        let resolved = manifest::resolve(blobs, tag, self.limits())?;
+        self.make_layers(&manifest::resolve(blobs, tag, self.limits())?, progress)
+    }
+
+    /// As [`Store::prepare`], of an image of the store whose manifest or index is `target`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::prepare`].
+    pub fn prepare_target(
+        &self,
+        target: &Digest,
+        progress: &mut dyn Progress,
+    ) -> Result<Image, ImageError> {
+        let blobs = Blobs::Layout(self.root().to_path_buf());
+        let resolved = manifest::resolve_target(blobs, target, None, self.limits())?;
+        self.make_layers(&resolved, progress)
+    }
+
+    fn make_layers(
+        &self,
+        resolved: &Resolved,
+        progress: &mut dyn Progress,
+    ) -> Result<Image, ImageError> {
         progress.layers(resolved.layers.len());
         let mut layers = Vec::with_capacity(resolved.layers.len());
         let mut chain: Option<Digest> = None;
@@ -67,7 +95,7 @@ impl Store {
             let names = LayerNames::new(&layer.diff_id, chain.as_ref());
             let (path, cached) = match names.find(self) {
                 Some(path) => (path, true),
-                None => self.make_layer(&resolved, layer, index, &names, &layers, progress)?,
+                None => self.make_layer(resolved, layer, index, &names, &layers, progress)?,
             };
             progress.layer_done(index, cached);
             layers.push(path);
@@ -75,8 +103,8 @@ impl Store {
         }
         Ok(Image {
             layers,
-            config: resolved.config,
-            digest: resolved.digest,
+            config: resolved.config.clone(),
+            digest: resolved.digest.clone(),
         })
     }
 
@@ -93,6 +121,7 @@ impl Store {
         if let Some(path) = names.find(self) {
             return Ok((path, true));
         }
+        progress.layer_wanted(index);
         let stored = resolved.open(layer)?;
         progress.layer_start(index, &layer.name(), stored.bytes_left());
         let mut on_bytes = |bytes| progress.layer_bytes(index, bytes);

@@ -1,6 +1,6 @@
 //! How a caller hears how far the preparation of an image has come.
 //!
-//! Invariant: calls for one layer come in the order start, bytes…, done, and layers come lowest first. Left to others:
+//! Invariant: calls for one layer come in the order wanted, start, bytes…, done, and layers come lowest first. Left to others:
 //! drawing anything.
 
 /// Receives progress; every method has an empty default.
@@ -8,6 +8,10 @@ pub trait Progress {
     /// The image has `count` layers.
     fn layers(&mut self, count: usize) {
         let _ = count;
+    }
+    /// Layer `index` is to be built next. May wait until its blob is in the store: one that is not then is missing.
+    fn layer_wanted(&mut self, index: usize) {
+        let _ = index;
     }
     /// Layer `index` (0 is the lowest) called `name` is being built from `bytes_total` bytes as stored.
     fn layer_start(&mut self, index: usize, name: &str, bytes_total: u64) {

@@ -1,16 +1,19 @@
 //! What a user calls an image.
 //!
-//! Invariant: a [`Reference`] has one of three forms and non-empty parts. Left to others: whether what it names exists.
+//! Invariant: a [`Reference`] has one of four forms and non-empty parts. Left to others: whether what it names exists.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use crate::error::ImageError;
+use crate::name::Name;
 
 /// Where an image lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reference {
+    /// `NAME`, or `docker://NAME`: an image of the store.
+    Named(Name),
     /// `oci:DIR[:TAG]`: an OCI image layout; the tag is `org.opencontainers.image.ref.name`.
     Oci {
         /// The layout's directory.
@@ -38,7 +41,13 @@ impl FromStr for Reference {
         let unknown = || ImageError::UnknownReference {
             given: text.to_owned(),
         };
-        let (form, rest) = text.split_once(':').ok_or_else(unknown)?;
+        let named = |name: &str| name.parse().map(Reference::Named);
+        if let Some(name) = text.strip_prefix("docker://") {
+            return named(name);
+        }
+        let Some((form, rest)) = text.split_once(':') else {
+            return named(text);
+        };
         if rest.is_empty() {
             return Err(unknown());
         }
@@ -60,7 +69,7 @@ impl FromStr for Reference {
             },
             "docker-archive" => Ok(Reference::DockerArchive { file: rest.into() }),
             "rootfs" => Ok(Reference::Rootfs { dir: rest.into() }),
-            _ => Err(unknown()),
+            _ => named(text),
         }
     }
 }
@@ -68,6 +77,7 @@ impl FromStr for Reference {
 impl fmt::Display for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Reference::Named(name) => f.write_str(&name.familiar()),
             Reference::Oci { dir, tag: None } => write!(f, "oci:{}", dir.display()),
             Reference::Oci {
                 dir,
@@ -84,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_three_forms_are_understood_and_shown_alike() {
+    fn paths_are_understood_and_shown_alike() {
         for text in [
             "oci:/a/b",
             "oci:a:latest",
@@ -107,22 +117,27 @@ mod tests {
 
     #[test]
     fn any_other_form_is_refused_with_the_way_out() {
-        for text in [
-            "",
-            "busybox",
-            "oci:",
-            "oci:dir:",
-            "oci::tag",
-            "docker://busybox",
-            "rootfs:",
-        ] {
+        for text in ["oci:", "oci:dir:", "oci::tag", "rootfs:"] {
             let error = text.parse::<Reference>().expect_err(text);
-            assert!(
-                error
-                    .to_string()
-                    .contains("use oci:DIR[:TAG], docker-archive:FILE or rootfs:DIR"),
-                "{error}"
-            );
+            let way_out = "use a name, oci:DIR[:TAG], docker-archive:FILE or rootfs:DIR";
+            assert!(error.to_string().contains(way_out), "{error}");
+        }
+        for text in ["", "Busybox", "docker://", "dir:/srv/x"] {
+            let error = text.parse::<Reference>().expect_err(text);
+            assert!(matches!(error, ImageError::BadName { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn anything_else_is_an_image_s_name() {
+        for (text, shown) in [
+            ("busybox", "busybox:latest"),
+            ("docker://busybox", "busybox:latest"),
+            ("localhost:5000/a:1", "localhost:5000/a:1"),
+        ] {
+            let reference: Reference = text.parse().expect(text);
+            assert!(matches!(reference, Reference::Named(_)));
+            assert_eq!(reference.to_string(), shown);
         }
     }
 }

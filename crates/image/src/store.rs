@@ -1,6 +1,7 @@
 //! Where finished layers are kept.
 //!
 //! ```text
+//! ROOT/index.json, blobs/, downloads/     see catalog.rs and content.rs
 //! ROOT/layers/DIFF_ID.erofs              a layer that needs no other
 //! ROOT/layers/DIFF_ID-on-CHAIN_ID.erofs  a layer that took something from those below (see lower.rs)
 //! ROOT/rootfs/PATH-FINGERPRINT.erofs     a directory of the host
@@ -9,7 +10,7 @@
 //!
 //! Invariant: what is in `layers/` and `rootfs/` was complete, checked and synced before it got its name. A file in `tmp/`
 //! that nobody has locked is left over from a builder that was killed; the next [`Store::open`] removes it. Two
-//! processes never build the same layer at once. Left to others: removing layers no image uses.
+//! processes never build the same layer at once. Left to others: removing layers no image uses (`collect.rs`).
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -36,7 +37,7 @@ pub(crate) enum Shelf {
 }
 
 impl Shelf {
-    fn folder(self) -> &'static str {
+    pub(crate) fn folder(self) -> &'static str {
         match self {
             Shelf::Layers => "layers",
             Shelf::Rootfs => "rootfs",
@@ -74,7 +75,13 @@ impl Store {
         };
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o700);
-        for folder in [Shelf::Layers.folder(), Shelf::Rootfs.folder(), "tmp"] {
+        for folder in [
+            Shelf::Layers.folder(),
+            Shelf::Rootfs.folder(),
+            "tmp",
+            "blobs/sha256",
+            "downloads",
+        ] {
             let path = store.root.join(folder);
             builder
                 .create(&path)
@@ -194,7 +201,7 @@ impl Store {
     }
 }
 
-fn is_same_file(file: &File, path: &Path) -> bool {
+pub(crate) fn is_same_file(file: &File, path: &Path) -> bool {
     match (file.metadata(), fs::metadata(path)) {
         (Ok(ours), Ok(named)) => ours.dev() == named.dev() && ours.ino() == named.ino(),
         _ => false,

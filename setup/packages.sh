@@ -9,9 +9,9 @@ declare -A packages=(
     [build]="build-essential cpio xz-utils"
     # images made on the spot
     [demo]="busybox-static mmdebstrap umoci uidmap ca-certificates"
-    # reading back what we write, other tools' images
-    [test]="erofs-utils skopeo iproute2"
-    [bench]="qemu-system-x86 busybox-static cpio gcc libc6-dev"
+    # reading back what we write, other tools' images, a registry
+    [test]="erofs-utils skopeo iproute2 docker-registry"
+    [bench]="qemu-system-x86 busybox-static cpio gcc libc6-dev skopeo umoci docker-registry"
     # a guest with fio and iperf3, and iperf3's other end
     [bench-devices]="mmdebstrap uidmap erofs-utils iperf3 iproute2 cpio"
     # the interpreters' root

@@ -2,7 +2,7 @@
 //! QEMU's microvm machine under TCG, and the host itself. Prints medians, the
 //! ratio of the medians, and the spread of the pairwise ratios.
 //!
-//! usage: bench [all|boot|run|cpu|memory|python|monitor|block|net]
+//! usage: bench [all|boot|run|cpu|memory|python|monitor|block|net|pull]
 //!        bench engine [--only NAME,…] [--rounds N] [--no-qemu] [--vmm PATH] [--other PATH]
 //!                     [--cpu-model MODEL] [--other-cpu-model MODEL]
 #![forbid(unsafe_code)]
@@ -14,6 +14,7 @@ mod guests;
 mod measures;
 mod memory;
 mod monitor;
+mod pull;
 mod rivals;
 mod rows;
 
@@ -22,7 +23,7 @@ use std::process::ExitCode;
 /// Measures, prints, and says whether the target was reached.
 type Measure = fn(&guests::Guests) -> anyhow::Result<bool>;
 
-const MEASURES: [(&str, Measure); 8] = [
+const MEASURES: [(&str, Measure); 9] = [
     ("boot", measures::boot),
     ("run", measures::run),
     ("cpu", measures::cpu),
@@ -31,6 +32,7 @@ const MEASURES: [(&str, Measure); 8] = [
     ("monitor", monitor::monitor),
     ("block", devices::block),
     ("net", devices::net),
+    ("pull", pull::pull),
 ];
 
 /// Exit code of a measurement for another process: a target was missed.

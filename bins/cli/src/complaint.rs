@@ -80,6 +80,12 @@ impl Complaint {
         self
     }
 
+    /// Another exit code than 125.
+    pub(crate) fn with_exit_code(mut self, exit_code: u8) -> Self {
+        self.exit_code = exit_code;
+        self
+    }
+
     /// What to exit with.
     pub(crate) fn exit_code(&self) -> u8 {
         self.exit_code

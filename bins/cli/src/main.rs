@@ -8,6 +8,9 @@
 mod complaint;
 mod doctor;
 mod env_file;
+mod format;
+mod human;
+mod images;
 mod jail_probe;
 mod preparation;
 mod quantity;
@@ -25,13 +28,14 @@ use complaint::Complaint;
 
 const AFTER_HELP: &str = "\
 Examples:
-  kombi run oci:images/busybox echo hello       run a command in an image
+  kombi run busybox echo hello                  run a command in an image
   kombi run -it docker-archive:debian.tar bash  an interactive shell
   kombi run rootfs:/srv/root /bin/true          a directory as the root
+  kombi images                                  the images that are here
   kombi doctor                                  what this host offers, and what Kombi will use
 
 Environment:
-  KOMBI_HOME       where images are kept ready
+  KOMBI_HOME       where images are kept
   KOMBI_ASSETS     directory with the guest's vmlinux and initramfs.cpio
   KOMBI_VMM        the monitor's program, kombi-vmm
   XDG_RUNTIME_DIR  where sockets live while a machine runs
@@ -50,6 +54,20 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Run(Box<run::RunArgs>),
+    Pull(images::PullArgs),
+    Push(images::PushArgs),
+    Images(images::ListArgs),
+    Rmi(images::RemoveArgs),
+    Tag(images::TagArgs),
+    Inspect(images::InspectArgs),
+    History(images::HistoryArgs),
+    Load(images::LoadArgs),
+    Save(images::SaveArgs),
+    Import(images::ImportArgs),
+    Prune(images::PruneArgs),
+    /// The verbs about images, as docker groups them.
+    #[command(subcommand)]
+    Image(images::ImageVerb),
     Doctor(doctor::DoctorArgs),
     Version(version::VersionArgs),
 }
@@ -61,6 +79,18 @@ fn main() -> ExitCode {
     };
     let result = match cli.verb {
         Verb::Run(args) => run::run(*args),
+        Verb::Pull(args) => images::pull(args),
+        Verb::Push(args) => images::push(&args),
+        Verb::Images(args) => images::list(&args),
+        Verb::Rmi(args) => images::remove(&args),
+        Verb::Tag(args) => images::tag(&args),
+        Verb::Inspect(args) => images::inspect(&args),
+        Verb::History(args) => images::history(&args),
+        Verb::Load(args) => images::load(&args),
+        Verb::Save(args) => images::save(&args),
+        Verb::Import(args) => images::import(args),
+        Verb::Prune(args) => images::prune(&args),
+        Verb::Image(verb) => images::image(verb),
         Verb::Doctor(args) => doctor::doctor(&args),
         Verb::Version(args) => version::version(&args),
     };

@@ -6,13 +6,14 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use image::Progress;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// A line at the bottom of the terminal.
 #[derive(Debug)]
 pub(crate) struct Bar {
     wanted: bool,
     layers: usize,
+    group: Option<MultiProgress>,
     bar: Option<ProgressBar>,
 }
 
@@ -22,8 +23,15 @@ impl Bar {
         Self {
             wanted: !quiet && std::io::stderr().is_terminal(),
             layers: 0,
+            group: None,
             bar: None,
         }
+    }
+
+    /// Draws below the other bars of a group.
+    pub(crate) fn below(mut self, group: MultiProgress) -> Self {
+        self.group = Some(group);
+        self
     }
 
     fn bar(&mut self, message: String) -> Option<&ProgressBar> {
@@ -38,6 +46,10 @@ impl Bar {
             if let Ok(style) = ProgressStyle::with_template(template) {
                 bar.set_style(style.progress_chars("=> "));
             }
+            let bar = match &self.group {
+                Some(group) => group.add(bar),
+                None => bar,
+            };
             bar.enable_steady_tick(Duration::from_millis(100));
             bar
         });

@@ -15,13 +15,15 @@ use sandbox::{
 };
 
 use crate::complaint::Complaint;
+use crate::images::pull::PullPolicy;
 use crate::preparation::Bar;
 use crate::signals::Signals;
 use crate::terminal::{self, RawMode};
-use crate::{env_file, quantity};
+use crate::{env_file, images, quantity};
 
 const AFTER_HELP: &str = "\
 IMAGE is one of
+  NAME[:TAG|@DIGEST]   an image's name, or the first digits of its identifier; see --pull
   oci:DIR[:TAG]        an OCI image layout
   docker-archive:FILE  what `docker save` writes
   rootfs:DIR           a directory that is the root
@@ -29,7 +31,7 @@ IMAGE is one of
 Options go before IMAGE; what follows IMAGE is the command's.
 
 Examples:
-  kombi run oci:images/busybox echo hello
+  kombi run busybox echo hello
   kombi run -it docker-archive:debian.tar bash
   kombi run --memory 1G -e LANG=C.UTF-8 -w /src oci:images/python python3 -c 'print(1)'
   tar c src | kombi run -i oci:images/busybox tar t
@@ -120,6 +122,10 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = quantity::duration)]
     boot_timeout: Duration,
 
+    /// When to ask a registry for the image.
+    #[arg(long, value_enum, value_name = "WHEN", default_value = "missing")]
+    pull: PullPolicy,
+
     /// Accepted for docker's sake: a machine is always removed when it ends.
     #[arg(long)]
     rm: bool,
@@ -151,7 +157,7 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Complaint> {
     let command: Vec<String> = words.collect();
 
     // Everything that needs no image comes first: mistakes show at once.
-    let reference: Reference = given.parse().map_err(|error| image_complaint(&error))?;
+    let reference: Reference = given.parse().map_err(|error| images::complaint(&error))?;
     let own = |name: &str| std::env::var(name).ok();
     let mut env = Vec::new();
     for path in &args.env_file {
@@ -193,7 +199,18 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Complaint> {
     };
     plan.check()?;
 
-    let image = prepare(&reference, args.quiet)?;
+    let store = Store::default_root()
+        .and_then(Store::open)
+        .map_err(|error| images::complaint(&error))?;
+    // Nobody collects what the machine needs before it has all of it open.
+    let hold = store.hold().map_err(|error| images::complaint(&error))?;
+    let wanted = Wanted {
+        given: &given,
+        reference: &reference,
+        pull: args.pull,
+        quiet: args.quiet,
+    };
+    let image = prepare(&store, &wanted)?;
     let defaults = ImageDefaults {
         entrypoint: image.config.entrypoint,
         cmd: image.config.cmd,
@@ -217,6 +234,7 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Complaint> {
     let mut signals = Signals::catch(args.tty)
         .map_err(|error| Complaint::caused(&error, None).about("failed to catch signals"))?;
     let ready = plan.launch()?.wait_for_guest(&mut signals)?;
+    drop(hold);
     let (stdout, stderr) = (std::io::stdout(), std::io::stderr());
     let streams = Streams {
         stdin: args.interactive.then(|| stdin.as_fd()),
@@ -236,45 +254,41 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Complaint> {
     Ok(ended?.exit_code())
 }
 
-fn prepare(reference: &Reference, quiet: bool) -> Result<Image, Complaint> {
-    let started = Instant::now();
-    let mut bar = Bar::new(quiet);
-    let image = Store::default_root()
-        .and_then(Store::open)
-        .and_then(|store| store.prepare(reference, &mut bar))
-        .map_err(|error| {
-            let complaint = image_complaint(&error);
-            match error {
-                // These name the image themselves.
-                ImageError::UnknownReference { .. } | ImageError::NoStoreRoot => complaint,
-                _ => complaint.about(format!("image {reference}")),
-            }
-        })?;
-    tracing::debug!(after = ?started.elapsed(), layers = image.layers.len(), "image ready");
-    Ok(image)
+/// Which image, and how to get it.
+struct Wanted<'a> {
+    given: &'a str,
+    reference: &'a Reference,
+    pull: PullPolicy,
+    quiet: bool,
 }
 
-fn image_complaint(error: &ImageError) -> Complaint {
-    let way_out = match error {
-        // Their text says it.
-        ImageError::UnknownReference { .. }
-        | ImageError::NoStoreRoot
-        | ImageError::TagNotFound { .. }
-        | ImageError::Ambiguous { .. }
-        | ImageError::Changed { .. } => None,
-        ImageError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
-            Some("free some space, or keep images elsewhere: set KOMBI_HOME")
+fn prepare(store: &Store, wanted: &Wanted<'_>) -> Result<Image, Complaint> {
+    let started = Instant::now();
+    let Wanted {
+        reference, quiet, ..
+    } = *wanted;
+    let told = |error: ImageError| {
+        let complaint = images::complaint(&error);
+        match error {
+            // These name the image themselves.
+            ImageError::UnknownReference { .. } | ImageError::NoStoreRoot => complaint,
+            _ => complaint.about(format!("image {reference}")),
         }
-        ImageError::Io { .. } => Some("check the path and its permissions"),
-        ImageError::NotALayout { .. } => Some("give the directory that holds index.json"),
-        ImageError::WrongPlatform { .. } => Some("get the image for linux/amd64"),
-        ImageError::BlobMissing { .. }
-        | ImageError::SizeMismatch { .. }
-        | ImageError::DigestMismatch { .. }
-        | ImageError::DiffIdMismatch { .. } => Some("get the image again"),
-        _ => Some("the image is not usable: get it again, or tell whoever made it"),
     };
-    Complaint::caused(error, way_out)
+    let image = match reference {
+        Reference::Named(name) => {
+            let given = wanted
+                .given
+                .strip_prefix("docker://")
+                .unwrap_or(wanted.given);
+            let found = images::pull::find_or_pull(store, given, name, wanted.pull, quiet)?;
+            store.prepare_target(&found.entry.target, &mut Bar::new(quiet))
+        }
+        _ => store.prepare(reference, &mut Bar::new(quiet)),
+    };
+    let image = image.map_err(told)?;
+    tracing::debug!(after = ?started.elapsed(), layers = image.layers.len(), "image ready");
+    Ok(image)
 }
 
 fn start_log(verbose: bool) {

@@ -4,6 +4,8 @@
 //! Left to others: what is tried.
 #![allow(dead_code)] // each test program uses its part
 
+pub(crate) mod registry;
+
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -26,6 +26,8 @@ use translations::{Counts, Translations};
 
 use crate::whole_lines::WholeLines;
 
+/// Of latencies: they do not add up, so they are told as they are.
+pub(crate) const EXTREMES: [&str; 2] = ["min_us", "max_us"];
 /// Firecracker's.
 const PERIOD: Duration = Duration::from_secs(60);
 
@@ -261,7 +263,11 @@ fn since(now: &Value, before: Option<&Value>) -> Value {
         Value::Object(members) => {
             let members = members.iter().map(|(name, now)| {
                 let before = before.and_then(|before| before.get(name));
-                (name.clone(), since(now, before))
+                let told = match EXTREMES.contains(&name.as_str()) {
+                    true => now.clone(),
+                    false => since(now, before),
+                };
+                (name.clone(), told)
             });
             Value::Object(members.collect())
         }

@@ -354,6 +354,29 @@ impl Life<'_> {
 
     /// Has the metrics tell what devices count: each kind together, then each one.
     fn count_devices(&self, handles: &Handles) {
+        let drives: Vec<_> = handles
+            .drives
+            .iter()
+            .map(|(id, drive)| {
+                let drive = drive.lock().unwrap_or_else(PoisonError::into_inner);
+                (format!("block_{id}"), drive.metrics())
+            })
+            .collect();
+        self.metrics.add(move || {
+            let told = |metrics: &virtio::block::Metrics| {
+                let mut told = counts(metrics.counters.all());
+                told["read_agg"] = counts(metrics.read_agg.all().into_iter());
+                told["write_agg"] = counts(metrics.write_agg.all().into_iter());
+                told
+            };
+            let each = drives
+                .iter()
+                .map(|(name, metrics)| (name.clone(), told(metrics)));
+            let mut groups: BTreeMap<_, _> = each.collect();
+            let all = groups.values().fold(told(&Default::default()), together);
+            groups.insert("block".to_owned(), all);
+            groups
+        });
         let interfaces: Vec<_> = handles
             .interfaces
             .iter()
@@ -472,6 +495,26 @@ fn serve(api: &mut Option<Api>, frontend: &Arc<Frontend>, filters: &Choice) -> R
 
 fn counts(of: impl Iterator<Item = (&'static str, u64)>) -> Value {
     Value::Object(of.map(|(name, n)| (name.to_owned(), n.into())).collect())
+}
+
+/// What two devices counted, of the same kind: sums, but the shortest and the longest of
+/// latencies; zero is none.
+fn together(one: Value, other: &Value) -> Value {
+    let Value::Object(mut members) = one else {
+        return one;
+    };
+    for (name, value) in &mut members {
+        let other = &other[name];
+        let least_most = value.as_u64().zip(other.as_u64());
+        *value = match (name.as_str(), least_most) {
+            ("min_us", Some((a, b))) if a == 0 || b == 0 => a.max(b).into(),
+            ("min_us", Some((a, b))) => a.min(b).into(),
+            ("max_us", Some((a, b))) => a.max(b).into(),
+            (_, Some((a, b))) => a.saturating_add(b).into(),
+            (_, None) => together(value.take(), other),
+        };
+    }
+    Value::Object(members)
 }
 
 /// Time from the jailer's start, in Firecracker's words.

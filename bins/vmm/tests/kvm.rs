@@ -3,6 +3,7 @@
 
 mod host;
 
+use host::bare_driver::{BUFFER, WRITE, request};
 use host::*;
 
 fn kvm_can_be_opened() -> bool {
@@ -93,5 +94,23 @@ fn a_machine_on_kvm_stops_when_it_is_told_to() {
         let output = finish(child);
         drop(events);
         assert_eq!(output.status.code(), Some(143), "{output:?}");
+    }
+}
+
+#[test]
+fn a_kick_reaches_its_device_on_both_engines() {
+    for engine in ["soft", "kvm"] {
+        if engine == "kvm" && !kvm_can_be_opened() {
+            continue;
+        }
+        let host = Host::new();
+        let config = host.config(
+            &request(&[(BUFFER, 8, WRITE)], "served\n"),
+            serde_json::json!({"entropy": {}}),
+        );
+        let output = host.run(&config, &["--engine", engine]);
+        let console = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(console, "served\n", "{engine}: {output:?}");
+        assert_eq!(output.status.code(), Some(0), "{engine}: {output:?}");
     }
 }

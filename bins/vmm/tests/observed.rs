@@ -6,6 +6,7 @@ mod host;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 
+use host::bare_driver::{BUFFER, WRITE, request};
 use host::*;
 use serde_json::Value;
 
@@ -42,6 +43,40 @@ fn metrics_count_what_the_engine_did() {
     assert_eq!(number(last, "/engine/kept/missed"), made);
     let rate = last.pointer("/engine/kept/hit_rate");
     assert_eq!(rate, Some(&0.0.into()), "{last}");
+}
+
+/// A read of the first sector, by a guest of a few instructions.
+#[test]
+fn metrics_count_what_drives_did_each_and_together() {
+    let host = Host::new();
+    for name in ["first", "second"] {
+        std::fs::write(host.path(name), [7; 4096]).unwrap();
+    }
+    let drive = |id: &str| {
+        serde_json::json!({"drive_id": id, "path_on_host": format!("DIR/{id}"), "is_root_device": false,
+            "is_read_only": true})
+    };
+    let drives = serde_json::json!({"drives": [drive("first"), drive("second")]});
+    let read = [
+        (BUFFER, 16, 0),
+        (BUFFER + 512, 512, WRITE),
+        (BUFFER + 16, 1, WRITE),
+    ];
+    let config = host.config(&request(&read, "read\n"), drives);
+    let path = host.path("metrics");
+    let output = host.run(&config, &["--metrics-path", path.to_str().unwrap()]);
+    assert_eq!(output.stdout, b"read\n", "{output:?}");
+    let lines = lines(&path);
+    let last = lines.last().unwrap();
+    for group in ["block", "block_first"] {
+        assert_eq!(number(last, &format!("/{group}/read_count")), 1);
+        assert_eq!(number(last, &format!("/{group}/read_bytes")), 512);
+        assert_eq!(number(last, &format!("/{group}/queue_event_count")), 1);
+        let latency = |what| number(last, &format!("/{group}/read_agg/{what}_us"));
+        assert!(latency("min") <= latency("max") && latency("max") <= latency("sum"));
+    }
+    assert_eq!(number(last, "/block_second/read_count"), 0);
+    assert_eq!(number(last, "/block/write_count"), 0);
 }
 
 #[test]

@@ -12,12 +12,12 @@ use chipset::{
     I8042, I8042_FIRST_PORT, I8042_PORTS, PowerEvents, SERIAL_PORTS, SLEEP_PORTS, Serial,
     SleepRegisters,
 };
-use hv::Interrupts;
-use ram::GuestRam;
+use hv::{Interrupts, Partition};
+use ram::{Gpa, GuestRam};
 use rustix::fs::OFlags;
 use virtio::block::{Access, Block, Cache, Worker};
 use virtio::rng::Rng;
-use virtio::transport::MmioTransport;
+use virtio::transport::{Doorbell, MmioTransport, NOTIFY_AT};
 use virtio::vsock::Vsock;
 use virtio::{EventSource, VirtioDevice};
 
@@ -48,6 +48,8 @@ pub(crate) struct Devices {
     pub(crate) slots: Vec<VirtioSlot>,
     /// Their registers, in the same order.
     pub(crate) transports: Vec<Arc<Mutex<MmioTransport>>>,
+    /// Kicks that come without an exit.
+    pub(crate) doorbells: Vec<Arc<Mutex<Doorbell>>>,
     /// What can be asked and changed while the machine runs.
     pub(crate) handles: Handles,
 }
@@ -78,6 +80,7 @@ pub(crate) fn make(
         console,
         slots: Vec::new(),
         transports: Vec::new(),
+        doorbells: Vec::new(),
         handles: Handles {
             generation: Some(Arc::new(Mutex::new(generation))),
             ..Handles::default()
@@ -183,6 +186,26 @@ impl Devices {
             .map_err(|source| Error::Place { source })?;
         self.slots.push(slot);
         self.transports.push(transport);
+        Ok(())
+    }
+}
+
+impl Devices {
+    /// Has kicks go to the event loop without an exit, where the engine can do that.
+    pub(crate) fn add_doorbells(&mut self, partition: &impl Partition) -> Result<(), Error> {
+        for (slot, transport) in self.slots.iter().zip(&self.transports) {
+            let doorbell = Doorbell::of(transport).map_err(|source| Error::Doorbell { source })?;
+            for queue in 0..doorbell.queues() {
+                let at = Gpa(slot.base + NOTIFY_AT);
+                let taken = partition.doorbell(at, queue.into(), doorbell.fd());
+                if !taken.map_err(|source| Error::Engine { source })? {
+                    return Ok(());
+                }
+            }
+            let doorbell = Arc::new(Mutex::new(doorbell));
+            self.sources.push(doorbell.clone());
+            self.doorbells.push(doorbell);
+        }
         Ok(())
     }
 }

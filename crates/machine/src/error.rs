@@ -183,6 +183,12 @@ pub enum Error {
         /// What went wrong.
         source: virtio::Error,
     },
+    /// No descriptor for a device's kicks.
+    #[error("failed to make a doorbell")]
+    Doorbell {
+        /// What went wrong.
+        source: virtio::Error,
+    },
     /// The balloon could not be made.
     #[error("failed to make the balloon")]
     Balloon {
@@ -328,6 +334,7 @@ impl Error {
             | Error::RandomSeed { .. }
             | Error::Balloon { .. }
             | Error::Limiter { .. }
+            | Error::Doorbell { .. }
             | Error::Generation { .. }
             | Error::Place { .. }
             | Error::Engine { .. }
@@ -377,6 +384,7 @@ impl Error {
             | Error::RandomSeed { .. }
             | Error::Balloon { .. }
             | Error::Limiter { .. }
+            | Error::Doorbell { .. }
             | Error::Generation { .. }
             | Error::Place { .. }
             | Error::Engine { .. }

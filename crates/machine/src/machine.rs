@@ -244,11 +244,13 @@ impl<P: Partition> Parts<P> {
         let shared = partition.shared();
         let mut devices =
             devices::make(blueprint, memory, &interrupts, &control, console, network)?;
+        devices.add_doorbells(&partition)?;
         devices.handles.whole = Some(Arc::new(Whole {
             ram,
             shared: shared.clone(),
             serial: devices.serial.clone(),
             transports: devices.transports.clone(),
+            doorbells: devices.doorbells.clone(),
         }));
         let vcpus = (0..blueprint.vcpus())
             .map(|index| partition.vcpu(index).map_err(engine_failed))

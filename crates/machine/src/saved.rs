@@ -16,7 +16,7 @@ use hv::{Interrupts, Shared, SharedState, VcpuState};
 use ram::{GuestRam, Kind};
 use serde::{Deserialize, Serialize};
 use virtio::VirtioDevice;
-use virtio::transport::{MmioTransport, SavedTransport};
+use virtio::transport::{Doorbell, MmioTransport, SavedTransport};
 
 use crate::Error;
 use crate::devices::{Devices, line};
@@ -67,6 +67,7 @@ pub(crate) struct Whole {
     pub(crate) shared: Arc<dyn Shared>,
     pub(crate) serial: Arc<Mutex<Serial>>,
     pub(crate) transports: Vec<Arc<Mutex<MmioTransport>>>,
+    pub(crate) doorbells: Vec<Arc<Mutex<Doorbell>>>,
 }
 
 impl std::fmt::Debug for Whole {
@@ -86,6 +87,11 @@ impl Whole {
         let (Some(keyboard), Some(generation)) = (&handles.keyboard, &handles.generation) else {
             return Err(Error::Gone);
         };
+        // Doorbells first, as in the event loop, which is kept from them until this is done.
+        let mut doorbells: Vec<_> = self.doorbells.iter().map(|one| lock(&**one)).collect();
+        for doorbell in &mut doorbells {
+            doorbell.catch_up();
+        }
         // Registers before devices, as on the vCPUs' threads, which hold none now.
         let transports: Vec<_> = self.transports.iter().map(|one| lock(one)).collect();
         let behind: Vec<Arc<Mutex<dyn VirtioDevice>>> =

@@ -30,10 +30,10 @@ impl Bell {
         let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
     }
 
-    /// Takes all rings so far.
-    pub(crate) fn silence(&self) {
+    /// Takes all rings so far; whether there were any.
+    pub(crate) fn silence(&self) -> bool {
         // It only fails when there were none.
-        let _ = rustix::io::read(&self.0, &mut [0; 8]);
+        rustix::io::read(&self.0, &mut [0; 8]).is_ok()
     }
 }
 

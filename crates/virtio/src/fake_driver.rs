@@ -2,7 +2,7 @@
 //! guest makes them, honest or not.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use bus::{IrqLine, Lifecycle, MmioDevice};
 use ram::{ByteSize, Gpa, GuestRam};
@@ -31,7 +31,7 @@ pub(crate) enum Buffer {
 
 pub(crate) struct FakeDriver {
     pub(crate) ram: GuestRam,
-    pub(crate) transport: MmioTransport,
+    pub(crate) transport: Arc<Mutex<MmioTransport>>,
     line: Arc<AtomicBool>,
     rises: Arc<AtomicU32>,
     rings: Vec<Ring>,
@@ -66,7 +66,7 @@ impl FakeDriver {
             }
             level.store(high, Ordering::SeqCst);
         });
-        let transport = MmioTransport::new(device, &ram, irq);
+        let transport = Arc::new(Mutex::new(MmioTransport::new(device, &ram, irq)));
         Self {
             ram,
             transport,
@@ -76,11 +76,16 @@ impl FakeDriver {
         }
     }
 
+    /// The device's registers.
+    pub(crate) fn registers(&self) -> MutexGuard<'_, MmioTransport> {
+        self.transport.lock().unwrap()
+    }
+
     /// What a snapshot keeps.
     pub(crate) fn save(&self) -> Result<SavedTransport, Error> {
-        let device = self.transport.device();
+        let device = self.registers().device();
         let mut device = device.lock().unwrap();
-        self.transport.save(&mut *device)
+        self.registers().save(&mut *device)
     }
 
     /// Goes on with `device`, a new one, behind new registers, from `saved`.
@@ -91,8 +96,8 @@ impl FakeDriver {
     ) -> Result<(), Error> {
         let new = Self::find_in(self.ram.clone(), device);
         (self.transport, self.line, self.rises) = (new.transport, new.line, new.rises);
-        self.transport.restore(saved)?;
-        self.transport.resume();
+        self.registers().restore(saved)?;
+        self.registers().resume();
         Ok(())
     }
 
@@ -170,17 +175,17 @@ impl FakeDriver {
 
     pub(crate) fn read(&mut self, register: u64) -> u32 {
         let mut data = [0; 4];
-        self.transport.read(register, &mut data);
+        self.registers().read(register, &mut data);
         u32::from_le_bytes(data)
     }
 
     pub(crate) fn write(&mut self, register: u64, value: u32) {
-        self.transport.write(register, &value.to_le_bytes());
+        self.registers().write(register, &value.to_le_bytes());
     }
 
     pub(crate) fn config<const N: usize>(&mut self, offset: u64) -> [u8; N] {
         let mut data = [0; N];
-        self.transport.read(0x100 + offset, &mut data);
+        self.registers().read(0x100 + offset, &mut data);
         data
     }
 

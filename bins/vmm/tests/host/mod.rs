@@ -1,6 +1,7 @@
 //! A directory for one machine, and guests of a few bytes of machine code each.
 #![allow(dead_code)] // each test program uses its part
 
+pub(crate) mod bare_driver;
 pub(crate) mod monitor;
 
 use std::io::{BufRead, BufReader};

@@ -214,7 +214,10 @@ fn the_target_is_live_and_at_most_all_memory() {
         (4096, 16)
     );
     // The guest reports.
-    bench.driver.transport.write(0x104, &1234_u32.to_le_bytes());
+    bench
+        .driver
+        .registers()
+        .write(0x104, &1234_u32.to_le_bytes());
     assert_eq!(
         (bench.config(4), bench.balloon().actual_pages()),
         (1234, 1234)
@@ -225,7 +228,7 @@ fn the_target_is_live_and_at_most_all_memory() {
 fn the_guest_may_write_nothing_but_how_much_it_gave_up() {
     let mut bench = bench(everything());
     for (at, len) in [(0, 4), (8, 4), (4, 1), (4, 8), (2, 4), (12, 4), (0xe00, 4)] {
-        bench.driver.transport.write(0x100 + at, &vec![0xff; len]);
+        bench.driver.registers().write(0x100 + at, &vec![0xff; len]);
     }
     assert_eq!(
         (bench.config(0), bench.config(4), bench.config(8)),
@@ -388,7 +391,10 @@ fn queues_of_features_that_were_not_accepted_do_not_count() {
 fn a_reset_forgets_the_guest_and_keeps_what_was_asked() {
     let mut bench = bench(everything());
     bench.balloon().update(8).unwrap();
-    bench.driver.transport.write(0x104, &1234_u32.to_le_bytes());
+    bench
+        .driver
+        .registers()
+        .write(0x104, &1234_u32.to_le_bytes());
     bench.statistics(&[(4, 1)]);
     bench.balloon().start_hinting(true).unwrap();
     bench.driver.set_up(u64::MAX);
@@ -404,7 +410,7 @@ fn a_restored_balloon_goes_on_where_it_was() {
     let mut bench = bench(everything());
     bench.fill(0..2);
     bench.balloon().update(8).unwrap();
-    bench.driver.transport.write(0x104, &77_u32.to_le_bytes());
+    bench.driver.registers().write(0x104, &77_u32.to_le_bytes());
     let head = bench.statistics(&[(4, 1)]);
     bench.balloon().start_hinting(true).unwrap();
     let saved = bench.balloon().save();

@@ -21,7 +21,9 @@ use virtio_bindings::virtio_mmio as reg;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryBackend;
 
-use crate::{Activation, Bell, DeviceType, Interrupt, VirtQueue, VirtioDevice, feature};
+use crate::{
+    Activation, Bell, DeviceType, Interrupt, QueueError, VirtQueue, VirtioDevice, feature,
+};
 
 /// Bytes of address space per device.
 pub const MMIO_LEN: u64 = 0x1000;
@@ -289,6 +291,27 @@ impl MmioTransport {
             (Err(TryLockError::WouldBlock), None) => lock(&self.device).notify(queue),
         };
         if let Err(error) = served {
+            self.give_up(queue, &error);
+        }
+    }
+
+    /// The device, if it works: its queues were kicked by other ways than a store that
+    /// arrived here, nobody knows which.
+    pub(super) fn rung(&mut self) -> Option<Arc<Mutex<dyn VirtioDevice>>> {
+        if self.status == DRIVER_OK {
+            return (!self.interrupt.wants_reset()).then(|| self.device.clone());
+        }
+        if self.status & FAILED == 0 {
+            let queues = self.queues.len().min(64);
+            self.early_kicks |= (0..queues).fold(0, |bits, queue| bits | 1 << queue);
+        }
+        None
+    }
+
+    /// The driver broke a ring.
+    pub(super) fn give_up(&self, queue: u16, error: &QueueError) {
+        // It may have been reset meanwhile.
+        if self.status == DRIVER_OK {
             tracing::warn!(device = ?self.device_type, queue, %error, "device needs a reset");
             self.interrupt.needs_reset();
         }

@@ -11,7 +11,8 @@ use crate::fake_driver::{
 };
 use crate::rate_limiter::Limits;
 use crate::rng::Rng;
-use crate::{VirtioDevice, feature};
+use crate::transport::Doorbell;
+use crate::{EventSource, VirtioDevice, feature};
 
 fn rng() -> Arc<Mutex<dyn VirtioDevice>> {
     Arc::new(Mutex::new(Rng::new(Limits::default()).unwrap()))
@@ -132,11 +133,48 @@ fn a_kick_before_driver_ok_is_replayed() {
 }
 
 #[test]
+fn a_doorbell_has_the_device_look_at_its_queues_once_rung() {
+    let mut driver = FakeDriver::find(rng());
+    let mut bell = Doorbell::of(&driver.transport).unwrap();
+    assert_eq!(bell.queues(), 1);
+    let ring = |bell: &Doorbell| rustix::io::write(bell.fd(), &1_u64.to_ne_bytes()).unwrap();
+    driver.write(0x70, 1);
+    driver.write(0x70, 3);
+    driver.accept(u64::MAX);
+    driver.write(0x70, 11);
+    driver.set_up_queues();
+    driver.add(0, &[Buffer::In(BUFFERS, 32)]);
+    // Before the driver is ready, as by a kick.
+    ring(&bell);
+    bell.on_event();
+    assert_eq!(driver.used(0), None);
+    driver.write(0x70, 15);
+    assert_eq!(driver.used(0), Some((0, 32)));
+
+    driver.add(0, &[Buffer::In(BUFFERS, 16)]);
+    bell.catch_up();
+    assert_eq!(driver.used(0), None, "nobody rang");
+    ring(&bell);
+    ring(&bell);
+    bell.catch_up();
+    assert_eq!(driver.used(0), Some((1, 16)));
+    // What is broken is told as with a kick.
+    driver.add(0, &[Buffer::In(u64::MAX - 4, 16)]);
+    ring(&bell);
+    bell.on_event();
+    assert!(driver.needs_reset());
+    driver.write(0x70, 0);
+    ring(&bell);
+    bell.on_event();
+    assert!(!driver.needs_reset());
+}
+
+#[test]
 fn requests_added_while_paused_are_served_on_resume() {
     let mut driver = FakeDriver::start(rng());
-    driver.transport.pause();
+    driver.registers().pause();
     driver.add(0, &[Buffer::In(BUFFERS, 32)]);
-    driver.transport.resume();
+    driver.registers().resume();
     assert_eq!(driver.used(0), Some((0, 32)));
 }
 
@@ -196,11 +234,11 @@ fn registers_answer_only_to_32_bit_accesses() {
     let mut driver = FakeDriver::find(rng());
     for len in [1, 2, 8] {
         let mut data = vec![0xff; len];
-        driver.transport.read(0, &mut data);
+        driver.registers().read(0, &mut data);
         assert_eq!(data, vec![0; len]);
         let mut one = vec![0; len];
         one[0] = 1;
-        driver.transport.write(0x70, &one);
+        driver.registers().write(0x70, &one);
         assert_eq!(driver.read(0x70), 0);
     }
 }
@@ -374,8 +412,8 @@ fn play_in(ram: GuestRam, device: Arc<Mutex<dyn VirtioDevice>>, moves: &[Move]) 
 pub(super) fn make(driver: &mut FakeDriver, moves: &[Move]) {
     for one in moves {
         match one.clone() {
-            Move::Write { register, data } => driver.transport.write(register, &data),
-            Move::Read { register, len } => driver.transport.read(register, &mut vec![0; len]),
+            Move::Write { register, data } => driver.registers().write(register, &data),
+            Move::Read { register, len } => driver.registers().read(register, &mut vec![0; len]),
             Move::SetUp => driver.set_up(u64::MAX),
             Move::Scribble {
                 queue,

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 use blueprint::{Blueprint, Engine};
+use hv::{Completion, Hypervisor, Partition};
 use hv_kvm::{Kind, KvmHypervisor};
 use hv_soft::{Counters, EngineTrace, Failing, Options, SoftHypervisor};
 use translations::{Place, Translations};
@@ -79,9 +80,10 @@ pub(crate) fn choose(
         Engine::Soft => {}
         Engine::Kvm => {
             kvm_may()?;
-            let engine = open_kvm(asked).map_err(|source| Failure::Engine { source })?;
+            let mut engine = open_kvm(asked).map_err(|source| Failure::Engine { source })?;
             if let Ok(Kind::Software { why }) = hv_kvm::probe() {
                 tracing::warn!("this KVM is played by software ({why}); --engine soft is faster");
+                engine = completed_by_soft(engine, asked);
             }
             return Ok(watching.without(engine));
         }
@@ -133,6 +135,31 @@ fn open_kvm(asked: &Blueprint) -> Result<KvmHypervisor, hv::Error> {
     KvmHypervisor::open(hv_kvm::Options {
         cpu_model: asked.cpu_model(),
     })
+}
+
+/// What a KVM played by software cannot emulate, the software engine executes. A processor
+/// runs everything itself, and spares the memory that this needs.
+fn completed_by_soft(engine: KvmHypervisor, asked: &Blueprint) -> KvmHypervisor {
+    let options = Options {
+        cpu_model: asked.cpu_model(),
+        // Single instructions need no room.
+        code_cache_bytes: 0,
+        ..Options::default()
+    };
+    let soft = SoftHypervisor::new(options);
+    engine.completed_by(Arc::new(move |memory, vcpus| {
+        let mut partition = match soft.create(memory.clone(), vcpus) {
+            Ok(partition) => partition,
+            Err(error) => {
+                tracing::warn!(%error, "instructions that this KVM cannot emulate end the machine");
+                return Ok(Vec::new());
+            }
+        };
+        let one = |index| -> Result<Box<dyn Completion>, hv::Error> {
+            Ok(Box::new(partition.vcpu(index)?))
+        };
+        (0..vcpus).map(one).collect()
+    }))
 }
 
 /// At the machine's end: writes what it added.

@@ -114,3 +114,20 @@ fn a_kick_reaches_its_device_on_both_engines() {
         assert_eq!(output.status.code(), Some(0), "{engine}: {output:?}");
     }
 }
+
+/// Where KVM is played by software it may lack this instruction, which is then completed by
+/// the software engine: on the vCPU's thread, inside of its filter.
+#[test]
+fn sixteen_bytes_are_exchanged_also_where_kvm_knows_no_such_instruction() {
+    // mov esi, 24 MiB; xor eax, eax; xor edx, edx; lock cmpxchg16b [rsi]; jnz itself
+    let mut code = b"\xbe\x00\x00\x80\x01\x31\xc0\x31\xd2\xf0\x48\x0f\xc7\x0e\x75\xfe".to_vec();
+    code.extend(say("exchanged\n"));
+    let output = Host::new().boot(&code, &["--engine", "kvm"]);
+    if kvm_can_be_opened() {
+        let console = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(console, "exchanged\n", "{output:?}");
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+    } else {
+        assert_eq!(output.status.code(), Some(152), "{output:?}");
+    }
+}

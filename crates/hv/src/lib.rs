@@ -212,6 +212,29 @@ pub trait Vcpu: Send {
     fn run(&mut self, io: &dyn Io) -> Result<Exit, Error>;
 }
 
+/// Executes single instructions of a guest, in the place of an engine that cannot.
+///
+/// The one that completes and the one that is completed share the guest's memory; whoever
+/// plugs one into the other makes both of it.
+pub trait Completion: Send {
+    /// Executes the instruction that RIP of `state` is at, or delivers the exception that
+    /// it raises. Interrupts and timers stay as they are: those of `state` are not looked at,
+    /// and those of the result mean nothing.
+    ///
+    /// # Errors
+    /// [`Error::State`] for a state that it cannot run, [`Error::Engine`].
+    fn complete(&mut self, state: &VcpuState, io: &dyn Io) -> Result<Completed, Error>;
+}
+
+/// What became of one instruction.
+#[derive(Clone, Debug)]
+pub enum Completed {
+    /// The guest goes on from here.
+    GoesOn(Box<VcpuState>),
+    /// The guest's end.
+    Ended(Exit),
+}
+
 /// Ends a [`Vcpu::run`] soon, with [`Exit::Kicked`]. A kick that comes while the
 /// vCPU is not running ends its next run at once, so none is ever lost.
 pub trait Kick: Send + Sync {

@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::sync::Arc;
 
-use hv::{Error, GuestRam, Hypervisor};
+use hv::{Completion, Error, GuestRam, Hypervisor};
 use kvm_bindings::{
     KVM_IRQCHIP_IOAPIC, KVM_X2APIC_API_USE_32BIT_IDS, KvmIrqRouting, Msrs, kvm_enable_cap,
     kvm_msr_entry,
@@ -53,10 +53,22 @@ pub struct Options {
 }
 
 /// The KVM engine.
-#[derive(Debug)]
 pub struct KvmHypervisor {
     kvm: Kvm,
     options: Options,
+    completions: Option<Arc<MakeCompletions>>,
+}
+
+/// Makes one for each vCPU of a machine, given its memory and how many it has.
+pub type MakeCompletions =
+    dyn Fn(&GuestRam, u8) -> Result<Vec<Box<dyn Completion>>, Error> + Send + Sync;
+
+impl std::fmt::Debug for KvmHypervisor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KvmHypervisor")
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
 }
 
 impl KvmHypervisor {
@@ -93,7 +105,18 @@ impl KvmHypervisor {
                 "its KVM has no {name}; use a newer kernel, or try --engine soft"
             )));
         }
-        Ok(Self { kvm, options })
+        Ok(Self {
+            kvm,
+            options,
+            completions: None,
+        })
+    }
+
+    /// Has instructions that KVM cannot emulate completed by others, which `make` makes.
+    #[must_use]
+    pub fn completed_by(mut self, make: Arc<MakeCompletions>) -> Self {
+        self.completions = Some(make);
+        self
     }
 
     /// A machine without anything. The kernel starts some threads for it, which a signal
@@ -135,6 +158,9 @@ impl Hypervisor for KvmHypervisor {
             .map_err(failed("place the identity map"))?;
         fd.set_tss_address(TSS).map_err(failed("place the TSS"))?;
         make_chips(&fd)?;
+        let completions = self.completions.as_ref();
+        let completions = completions.map(|make| make(&memory, vcpus)).transpose()?;
+        let mut completions = completions.into_iter().flatten();
         let vm = Vm::new(fd, memory).map_err(failed("give KVM the guest's memory"))?;
         let shape = Shape::new(&self.kvm, features)?;
         let mut cpus = Vec::new();
@@ -152,7 +178,9 @@ impl Hypervisor for KvmHypervisor {
             fd.set_cpuid2(&table)
                 .map_err(failed("give a virtual CPU its CPUID"))?;
             set_first_msrs(&fd)?;
-            cpus.push(Some(KvmVcpu::new(fd, Arc::clone(&vm), shape.clone())?));
+            let mut cpu = KvmVcpu::new(fd, Arc::clone(&vm), shape.clone())?;
+            cpu.completion = completions.next();
+            cpus.push(Some(cpu));
         }
         Ok(KvmPartition::new(vm, cpus))
     }

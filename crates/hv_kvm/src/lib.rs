@@ -32,7 +32,7 @@ mod slots;
 mod state;
 mod vcpu;
 
-pub use hypervisor::{KvmHypervisor, Options};
+pub use hypervisor::{KvmHypervisor, MakeCompletions, Options};
 pub use partition::KvmPartition;
 pub use probe::{Kind, probe};
 pub use vcpu::KvmVcpu;

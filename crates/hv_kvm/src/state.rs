@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use hv::{Error, VcpuState};
+use hv::{Completed, Completion, Error, Exit, Io, VcpuState};
 use kvm_bindings::{
     KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE,
     KVM_MP_STATE_UNINITIALIZED, KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW, Msrs,
@@ -173,16 +173,7 @@ impl KvmVcpu {
             Some(libc::EINVAL) => refuse("KVM takes its extended state for invalid"),
             _ => failed(set)(error),
         })?;
-        let mut xcrs = kvm_xcrs {
-            nr_xcrs: 1,
-            ..Default::default()
-        };
-        xcrs.xcrs[0] = kvm_xcr {
-            xcr: 0,
-            reserved: 0,
-            value: state.xcr0,
-        };
-        fd.set_xcrs(&xcrs).map_err(invalid("XCR0"))?;
+        fd.set_xcrs(&xcr0(state.xcr0)).map_err(invalid("XCR0"))?;
         fd.set_debug_regs(&registers::debug(state))
             .map_err(invalid("debug registers"))?;
         let mut page = fd.get_lapic().map_err(failed(set))?;
@@ -197,6 +188,64 @@ impl KvmVcpu {
             Err(error) if error.errno() != libc::EINVAL => Err(failed(set)(error)),
             Ok(()) | Err(_) => Ok(()),
         }
+    }
+
+    /// Has `by` execute the instruction at RIP, and takes what it changed: not the clock,
+    /// nor the interrupt controller, which go on meanwhile. The guest's end, if it ends.
+    pub(crate) fn complete_by(
+        &mut self,
+        by: &mut dyn Completion,
+        io: &dyn Io,
+    ) -> Result<Option<Exit>, Error> {
+        let doing = "hand over an instruction";
+        // KVM has raised #UD for an instruction that it gives up, and yet asks us.
+        let mut events = self.fd.get_vcpu_events().map_err(failed(doing))?;
+        events.exception = Default::default();
+        self.fd.set_vcpu_events(&events).map_err(failed(doing))?;
+        let before = self.save()?;
+        let after = match by.complete(&before, io)? {
+            Completed::GoesOn(after) => after,
+            Completed::Ended(exit) => return Ok(Some(exit)),
+        };
+        let fd = &self.fd;
+        fd.set_regs(&registers::general(&after))
+            .map_err(failed(doing))?;
+        fd.set_sregs(&registers::special(&after))
+            .map_err(failed(doing))?;
+        if after.xsave != before.xsave {
+            let area = registers::extended(&after);
+            let area = area.ok_or_else(|| refuse("its extended state is too long"))?;
+            ioctl::set_xsave(fd, &area).map_err(failed(doing))?;
+        }
+        if after.xcr0 != before.xcr0 {
+            fd.set_xcrs(&xcr0(after.xcr0)).map_err(failed(doing))?;
+        }
+        if after.debug != before.debug {
+            fd.set_debug_regs(&registers::debug(&after))
+                .map_err(failed(doing))?;
+        }
+        // Those alone that it wrote: time has gone on.
+        let mut changed = VcpuState {
+            msrs: after.msrs.clone(),
+            ..VcpuState::after_reset()
+        };
+        changed.msrs.retain(|msr| {
+            msr.0 != msr::TSC
+                && before
+                    .msrs
+                    .iter()
+                    .any(|one| one.0 == msr.0 && one.1 != msr.1)
+        });
+        changed.apic.tsc_deadline = 0;
+        if !changed.msrs.is_empty() {
+            self.write_msrs(&changed)?;
+        }
+        events.interrupt.shadow = match after.events.interrupt_shadow {
+            true => events.interrupt.shadow.max(SHADOW_STI),
+            false => 0,
+        };
+        self.fd.set_vcpu_events(&events).map_err(failed(doing))?;
+        Ok(None)
     }
 
     /// Those of `indices` that there are.
@@ -247,6 +296,19 @@ impl KvmVcpu {
         }
         Ok(())
     }
+}
+
+fn xcr0(value: u64) -> kvm_xcrs {
+    let mut xcrs = kvm_xcrs {
+        nr_xcrs: 1,
+        ..Default::default()
+    };
+    xcrs.xcrs[0] = kvm_xcr {
+        xcr: 0,
+        reserved: 0,
+        value,
+    };
+    xcrs
 }
 
 fn entry(index: u32, data: u64) -> kvm_msr_entry {

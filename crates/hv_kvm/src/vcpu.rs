@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hv::{Error, Exit, Gpa, Io, Kick, Vcpu, VcpuState};
+use hv::{Completion, Error, Exit, Gpa, Io, Kick, Vcpu, VcpuState};
 use kvm_bindings::{
     KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_SIMUL_EX,
     KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN,
@@ -15,13 +15,35 @@ use crate::state::Shape;
 use crate::{NAME, failed};
 
 /// A virtual CPU of KVM's. Runs on whatever thread calls it.
-#[derive(Debug)]
 pub struct KvmVcpu {
     pub(crate) fd: VcpuFd,
     pub(crate) shape: Arc<Shape>,
     kicks: Arc<Kicks>,
     /// What its descriptor needs: the machine, and the memory.
     vm: Arc<Vm>,
+    /// Executes what KVM cannot.
+    pub(crate) completion: Option<Box<dyn Completion>>,
+    /// How often it did.
+    completed: u64,
+}
+
+impl std::fmt::Debug for KvmVcpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KvmVcpu")
+            .field("fd", &self.fd)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for KvmVcpu {
+    fn drop(&mut self) {
+        if self.completed != 0 {
+            tracing::info!(
+                instructions = self.completed,
+                "completed for KVM, which cannot emulate them"
+            );
+        }
+    }
 }
 
 impl KvmVcpu {
@@ -32,6 +54,8 @@ impl KvmVcpu {
             shape,
             kicks,
             vm,
+            completion: None,
+            completed: 0,
         })
     }
 
@@ -43,6 +67,23 @@ impl KvmVcpu {
         self.fd
             .get_tsc_khz()
             .map_err(failed("ask for the rate of the TSC"))
+    }
+
+    /// How many instructions were completed for it by others.
+    pub fn completed(&self) -> u64 {
+        self.completed
+    }
+
+    /// Has the instruction at RIP executed by who can, if there is somebody. The guest goes
+    /// on from behind it, or has ended.
+    fn complete(&mut self, io: &dyn Io) -> Result<Option<Exit>, Error> {
+        let Some(mut completion) = self.completion.take() else {
+            return Ok(None);
+        };
+        let completed = self.complete_by(&mut *completion, io);
+        self.completion = Some(completion);
+        self.completed += 1;
+        completed
     }
 
     /// An end that nobody asked for.
@@ -191,6 +232,12 @@ impl Vcpu for KvmVcpu {
                 },
                 ioctl::Exit::FailEntry { reason, cpu } => break Broken::Entry { reason, cpu },
                 ioctl::Exit::InternalError { suberror, data } => {
+                    if suberror == KVM_INTERNAL_ERROR_EMULATION && self.completion.is_some() {
+                        match self.complete(io)? {
+                            Some(exit) => return Ok(exit),
+                            None => continue,
+                        }
+                    }
                     break Broken::Internal { suberror, data };
                 }
                 ioctl::Exit::MemoryFault { at } => break Broken::Memory { at },

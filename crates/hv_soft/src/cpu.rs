@@ -99,6 +99,8 @@ pub(crate) struct Cpu {
     /// RFLAGS.RF: no instruction breakpoint before the next instruction ends.
     pub(crate) resume: bool,
     pub(crate) stepping: Stepping,
+    /// It executes single instructions for another engine.
+    pub(crate) alone: bool,
     pub(crate) breakpoints: Breakpoints,
     pub(crate) nmi_pending: bool,
     pub(crate) nmi_blocked: bool,

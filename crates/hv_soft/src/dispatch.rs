@@ -76,7 +76,7 @@ impl Cpu {
         ended
     }
 
-    fn broken(&self, why: String) -> Error {
+    pub(crate) fn broken(&self, why: String) -> Error {
         Error::Engine {
             engine: crate::NAME,
             rip: self.context.rip,
@@ -140,7 +140,7 @@ impl Cpu {
     }
 
     /// Host address of a block that is the one instruction at RIP.
-    fn step_block(&mut self) -> Result<u64, Fault> {
+    pub(crate) fn step_block(&mut self) -> Result<u64, Fault> {
         let (va, mode) = (self.context.rip, self.mode());
         let walked = self.walk(va, Access::Execute, mode)?;
         if !self.ram.contains(walked.pa, 1) {
@@ -174,6 +174,9 @@ impl Run<'_> {
         stay: &Stay,
         armed: &Armed,
     ) -> Result<Ended, Error> {
+        if self.alone {
+            return self.run_alone(stay);
+        }
         let mut timer = HostTimer::default();
         loop {
             if self.context.pending != 0 || bell.rung() {

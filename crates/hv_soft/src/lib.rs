@@ -34,6 +34,7 @@ mod blocks;
 mod bounce;
 mod clock;
 mod codebuf;
+mod completion;
 mod cpu;
 mod cpuid;
 mod crossing;

@@ -276,6 +276,7 @@ fn new_cpu(
         halted: false,
         resume: false,
         stepping: Stepping::default(),
+        alone: false,
         breakpoints: Breakpoints::default(),
         nmi_pending: false,
         nmi_blocked: false,

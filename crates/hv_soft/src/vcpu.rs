@@ -10,7 +10,7 @@ use crate::stats::EngineStats;
 
 /// A virtual CPU of the software engine. Runs on whatever thread calls it.
 pub struct SoftVcpu {
-    cpu: Box<Cpu>,
+    pub(crate) cpu: Box<Cpu>,
     bell: Arc<Doorbell>,
 }
 

@@ -15,6 +15,7 @@ mod jail_probe;
 mod preparation;
 mod quantity;
 mod run;
+mod shell;
 mod signals;
 mod terminal;
 mod version;
@@ -69,6 +70,8 @@ enum Verb {
     #[command(subcommand)]
     Image(images::ImageVerb),
     Doctor(doctor::DoctorArgs),
+    Completion(shell::CompletionArgs),
+    Man(shell::ManArgs),
     Version(version::VersionArgs),
 }
 
@@ -92,6 +95,8 @@ fn main() -> ExitCode {
         Verb::Prune(args) => images::prune(&args),
         Verb::Image(verb) => images::image(verb),
         Verb::Doctor(args) => doctor::doctor(&args),
+        Verb::Completion(args) => shell::completion(&args),
+        Verb::Man(args) => shell::man(&args),
         Verb::Version(args) => version::version(&args),
     };
     match result {

@@ -245,6 +245,51 @@ fn help_and_version_go_to_standard_output() {
 }
 
 #[test]
+fn shells_and_man_know_every_verb() {
+    let home = Home::new();
+    let done = |args: &[&str]| {
+        let output = home.kombi_without_machine(args).output().expect("started");
+        assert_eq!(
+            output.status.code(),
+            Some(0),
+            "{}",
+            support::stderr(&output)
+        );
+        stdout(&output)
+    };
+    let script = home.path("completion.bash");
+    fs::write(&script, done(&["completion", "bash"])).expect("written");
+    // By the shell itself: what it offers behind `kombi i`.
+    let ask = format!(
+        "source {script:?}; COMP_WORDS=(kombi i); COMP_CWORD=1; _kombi kombi i kombi; echo ${{COMPREPLY[@]}}"
+    );
+    let offered = std::process::Command::new("bash")
+        .args(["-c", &ask])
+        .output()
+        .expect("bash");
+    let offered = stdout(&offered);
+    for verb in ["images", "import", "inspect", "image"] {
+        assert!(
+            offered.split_whitespace().any(|word| word == verb),
+            "{verb}: {offered}"
+        );
+    }
+    let pages = home.path("man");
+    fs::create_dir(&pages).expect("made");
+    done(&["man", pages.to_str().expect("utf-8")]);
+    let page = fs::read_to_string(pages.join("kombi-pull.1")).expect("a page");
+    assert!(page.contains("Get an image from a registry"), "{page}");
+    refused(
+        &home
+            .kombi_without_machine(&["man", "/nowhere"])
+            .output()
+            .expect("started"),
+        1,
+        &["/nowhere", "a folder that is there"],
+    );
+}
+
+#[test]
 fn doctor_says_what_is_missing_and_exits_with_one() {
     let home = Home::new();
     let mut command = home.kombi_without_machine(&["doctor", "--json"]);

@@ -11,6 +11,7 @@
 #![allow(unsafe_code)] // a signal handler with a stack of its own
 
 mod choice;
+mod disk;
 #[cfg(test)]
 mod exactness;
 mod household;
@@ -23,7 +24,7 @@ use seccompiler::{
     SeccompRule, TargetArch,
 };
 
-pub(crate) use choice::{API, Choice, VCPU, VMM};
+pub(crate) use choice::{API, Choice, DISK, VCPU, VMM};
 
 use crate::failure::exit;
 
@@ -99,10 +100,21 @@ const REFUSED: &[i64] = &[
     libc::SYS_ioctl,
 ];
 
+/// What a panic asks for while it looks for its program's symbols, of a drive's thread.
+const DISKS_REFUSED: &[i64] = &[
+    libc::SYS_openat,
+    libc::SYS_readlink,
+    libc::SYS_newfstatat,
+    libc::SYS_statx,
+    libc::SYS_getcwd,
+];
+
+const KVM_IRQ_LINE: u64 = 0x4008_ae61;
+
 /// What a thread that runs a vCPU of KVM's asks of it (Linux, include/uapi/linux/kvm.h).
 const KVM: &[u64] = &[
-    0xae80,      // KVM_RUN
-    0x4008_ae61, // KVM_IRQ_LINE
+    0xae80, // KVM_RUN
+    KVM_IRQ_LINE,
     0x4020_ae46, // KVM_SET_USER_MEMORY_REGION, when memory comes or goes
     0xaead,      // KVM_KVMCLOCK_CTRL
     0x8090_ae81, // KVM_GET_REGS, and so on: state
@@ -191,6 +203,9 @@ impl Filter {
             rules.insert(libc::SYS_tgkill, one_of(0, &is, &[own])?);
             rules.insert(libc::SYS_socket, one_of(0, &is, &[libc::AF_UNIX as u64])?);
             rules.insert(libc::SYS_prctl, one_of(0, &is, household::PRCTL)?);
+            // A thread of theirs may have less, by one more filter.
+            let filter = [libc::SECCOMP_SET_MODE_FILTER.into()];
+            rules.insert(libc::SYS_seccomp, one_of(0, &is, &filter)?);
             // Threads, not processes. Flags of clone3(2) are out of a filter's sight: the
             // C library does without it where it is not there.
             let thread = libc::CLONE_THREAD as u64;
@@ -200,6 +215,31 @@ impl Filter {
             Ok(rules)
         };
         Self::of(allowed, || Ok(plain(&[libc::SYS_clone3])), libc::ENOSYS)
+    }
+
+    /// The filter for threads that wait for disks. Those of KVM's machines raise interrupts
+    /// by ioctl.
+    ///
+    /// # Errors
+    /// As above.
+    pub(crate) fn for_disks() -> io::Result<Self> {
+        let allowed = || {
+            let mut rules = plain(disk::ANY);
+            for call in [libc::SYS_mmap, libc::SYS_mprotect] {
+                let no_exec = SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64);
+                rules.insert(call, one_of(2, &no_exec, &[0])?);
+            }
+            let is = SeccompCmpOp::Eq;
+            let own = u64::from(std::process::id());
+            rules.insert(libc::SYS_tgkill, one_of(0, &is, &[own])?);
+            rules.insert(libc::SYS_ioctl, one_of(1, &is, &[KVM_IRQ_LINE])?);
+            // std looks whether a descriptor is open before it closes it, in debug builds.
+            let looks = [libc::F_GETFD as u64, libc::F_GETFL as u64];
+            rules.insert(libc::SYS_fcntl, one_of(1, &is, &looks)?);
+            rules.extend(plain(DISKS_REFUSED));
+            Ok(rules)
+        };
+        Self::of(allowed, || Ok(plain(DISKS_REFUSED)), libc::EACCES)
     }
 
     fn of(

@@ -344,6 +344,10 @@ impl Life<'_> {
         if let Some(filter) = self.filters.of(filter::VCPU, filter)? {
             machine.confine_vcpus(Arc::new(move || filter.confine_this_thread()));
         }
+        if let Some(filter) = self.filters.of(filter::DISK, Filter::for_disks)? {
+            let confine: machine::Confine = Arc::new(move || filter.confine_this_thread());
+            machine.confine_disks(&confine);
+        }
         let running = if paused {
             machine.start_paused()
         } else {

@@ -105,7 +105,7 @@ fn a_kick_reaches_its_device_on_both_engines() {
         }
         let host = Host::new();
         let config = host.config(
-            &request(&[(BUFFER, 8, WRITE)], "served\n"),
+            &request(&[(BUFFER, 8, WRITE)], 0, "served\n"),
             serde_json::json!({"entropy": {}}),
         );
         let output = host.run(&config, &["--engine", engine]);

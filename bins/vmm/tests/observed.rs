@@ -62,7 +62,7 @@ fn metrics_count_what_drives_did_each_and_together() {
         (BUFFER + 512, 512, WRITE),
         (BUFFER + 16, 1, WRITE),
     ];
-    let config = host.config(&request(&read, "read\n"), drives);
+    let config = host.config(&request(&read, 0, "read\n"), drives);
     let path = host.path("metrics");
     let output = host.run(&config, &["--metrics-path", path.to_str().unwrap()]);
     assert_eq!(output.stdout, b"read\n", "{output:?}");
@@ -77,6 +77,37 @@ fn metrics_count_what_drives_did_each_and_together() {
     }
     assert_eq!(number(last, "/block_second/read_count"), 0);
     assert_eq!(number(last, "/block/write_count"), 0);
+}
+
+/// The guest knows no flush: each write is one that takes time, and is done by the drive's
+/// thread, inside of its filter.
+#[test]
+fn a_write_that_takes_time_is_handed_to_the_drives_thread_on_each_engine() {
+    for engine in ["soft", "kvm"] {
+        let options = std::fs::File::options().read(true).write(true).clone();
+        if engine == "kvm" && options.open("/dev/kvm").is_err() {
+            continue;
+        }
+        // Not in memory, where nothing takes time.
+        let disk = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        disk.as_file().set_len(4096).unwrap();
+        let host = Host::new();
+        let drives = serde_json::json!({"drives": [{"drive_id": "d", "path_on_host": disk.path(),
+            "is_root_device": false, "is_read_only": false, "cache_type": "Writeback"}]});
+        // The header is the data as well.
+        let write = [(BUFFER, 16, 0), (BUFFER, 512, 0), (BUFFER + 512, 1, WRITE)];
+        let config = host.config(&request(&write, 1, "written\n"), drives);
+        let path = host.path("metrics");
+        let args = ["--engine", engine, "--metrics-path", path.to_str().unwrap()];
+        let output = host.run(&config, &args);
+        assert_eq!(output.stdout, b"written\n", "{engine}: {output:?}");
+        assert_eq!(output.status.code(), Some(0), "{engine}: {output:?}");
+        assert_eq!(std::fs::read(disk.path()).unwrap()[..4], [1, 0, 0, 0]);
+        let lines = lines(&path);
+        let last = lines.last().unwrap();
+        assert_eq!(number(last, "/block_d/handed_over_count"), 1, "{engine}");
+        assert_eq!(number(last, "/block_d/write_count"), 1, "{engine}");
+    }
 }
 
 #[test]

@@ -40,6 +40,8 @@ pub(crate) struct Devices {
     pub(crate) io: IoSpace,
     /// What the event loop serves.
     pub(crate) sources: Vec<Arc<Mutex<dyn EventSource>>>,
+    /// Those of them that have threads of their own.
+    pub(crate) disk_workers: Vec<Arc<Mutex<Worker>>>,
     /// Takes the console's input.
     pub(crate) serial: Arc<Mutex<Serial>>,
     /// Gives the console's output.
@@ -76,6 +78,7 @@ pub(crate) fn make(
     let mut devices = Devices {
         io: IoSpace::default(),
         sources: Vec::new(),
+        disk_workers: Vec::new(),
         serial: serial.clone(),
         console,
         slots: Vec::new(),
@@ -127,7 +130,9 @@ pub(crate) fn make(
             id: drive.id.clone(),
             source,
         })?;
-        devices.sources.push(Arc::new(Mutex::new(worker)));
+        let worker = Arc::new(Mutex::new(worker));
+        devices.sources.push(worker.clone());
+        devices.disk_workers.push(worker);
         devices
             .handles
             .drives

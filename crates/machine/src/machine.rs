@@ -23,7 +23,7 @@ use crate::control::{Control, Controller, Outcome, StopHandle};
 use crate::devices::Devices;
 use crate::event_loop::EventLoop;
 use crate::handles::Handles;
-use crate::io_space::IoSpace;
+use crate::io_space::{IoSpace, lock};
 use crate::layout::BOOT_TIMER;
 use crate::memory::Memory;
 use crate::network::Network;
@@ -155,6 +155,13 @@ impl<P: Partition> Machine<P> {
     /// that needs no longer. A thread that cannot does not run, and ends the machine.
     pub fn confine_vcpus(&mut self, confine: Confine) {
         self.confine = Some(confine);
+    }
+
+    /// Has each thread that waits for a disk call `confine` before it does anything.
+    pub fn confine_disks(&mut self, confine: &Confine) {
+        for worker in &self.devices.disk_workers {
+            lock(worker).confine_by(confine.clone());
+        }
     }
 
     /// Starts one thread per vCPU.

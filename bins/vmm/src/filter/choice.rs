@@ -18,6 +18,10 @@ pub(crate) const API: &str = "api";
 /// Those that run vCPUs.
 pub(crate) const VCPU: &str = "vcpu";
 
+/// Those that wait for disks: with filters of a file, that of [`VMM`], unless it has one
+/// more.
+pub(crate) const DISK: &str = "disk";
+
 /// The filters of this process.
 pub(crate) enum Choice {
     /// None: `--no-seccomp`.

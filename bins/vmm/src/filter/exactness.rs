@@ -92,7 +92,7 @@ fn each_filter_lets_what_is_listed_pass_and_traps_every_other_call() {
         .copied()
         .filter(|call| *call != libc::SYS_ioctl)
         .collect();
-    let household = [libc::SYS_clone, libc::SYS_prctl];
+    let household = [libc::SYS_clone, libc::SYS_prctl, libc::SYS_seccomp];
     for (name, filter, any, refused, by_argument) in [
         (
             "software engine",
@@ -107,6 +107,19 @@ fn each_filter_lets_what_is_listed_pass_and_traps_every_other_call() {
             ANY,
             of_kvm,
             some(&[BY_ARGUMENT, &vcpu, &[libc::SYS_ioctl]]),
+        ),
+        (
+            "disk",
+            Filter::for_disks().unwrap(),
+            disk::ANY,
+            DISKS_REFUSED.to_vec(),
+            vec![
+                libc::SYS_mmap,
+                libc::SYS_mprotect,
+                libc::SYS_tgkill,
+                libc::SYS_ioctl,
+                libc::SYS_fcntl,
+            ],
         ),
         (
             "household",
@@ -169,6 +182,16 @@ fn arguments_decide_where_a_call_could_do_more() {
         assert!(allow(filter, libc::SYS_socket, &[1]));
         assert!(!allow(filter, libc::SYS_socket, &[2]));
     }
+    let disk = Filter::for_disks().unwrap();
+    for call in [libc::SYS_mmap, libc::SYS_mprotect] {
+        assert!(allow(&disk, call, &[0, 4096, 3]));
+        assert!(!allow(&disk, call, &[0, 4096, 5]));
+    }
+    assert!(allow(&disk, libc::SYS_ioctl, &[0, KVM_IRQ_LINE]));
+    assert!(!allow(&disk, libc::SYS_ioctl, &[0, KVM[0]]));
+    assert!(!allow(&disk, libc::SYS_tgkill, &[own + 1, 1, 6]));
+    // F_SETFL
+    assert!(!allow(&disk, libc::SYS_fcntl, &[0, 4]));
     let [soft, kvm, household] = &filters;
     assert!(!allow(soft, libc::SYS_ioctl, &[0, KVM[0]]));
     for filter in [soft, kvm] {
@@ -183,6 +206,9 @@ fn arguments_decide_where_a_call_could_do_more() {
     assert!(allow(household, libc::SYS_clone, &[thread | 0x100]));
     assert!(!allow(household, libc::SYS_clone, &[0x1200_0011]));
     assert!(allow(household, libc::SYS_prctl, &[15]));
+    assert!(allow(household, libc::SYS_seccomp, &[1]));
+    // SECCOMP_SET_MODE_STRICT
+    assert!(!allow(household, libc::SYS_seccomp, &[0]));
     // PR_SET_DUMPABLE
     assert!(!allow(household, libc::SYS_prctl, &[4]));
 }

@@ -7,12 +7,13 @@ use super::say;
 pub(crate) const WRITE: u32 = 2;
 const NEXT: u32 = 1;
 const RINGS: u32 = 0x0180_0000;
-/// Memory for a request, all zeros.
+/// Memory for a request: a number of 32 bits, then zeros.
 pub(crate) const BUFFER: u32 = RINGS + 0x3000;
 
 /// Makes one request of the device in the first slot, of descriptors (address, length,
-/// flags), waits for it without looking at anything but its ring, and says `then`.
-pub(crate) fn request(chain: &[(u32, u32, u32)], then: &str) -> Vec<u8> {
+/// flags), waits for it without looking at anything but its ring, and says `then`. [`BUFFER`]
+/// begins with `first`.
+pub(crate) fn request(chain: &[(u32, u32, u32)], first: u32, then: &str) -> Vec<u8> {
     let mut code = vec![0xbf];
     code.extend(0xd000_0000_u32.to_le_bytes()); // mov edi, the registers
     code.push(0xbe);
@@ -36,6 +37,7 @@ pub(crate) fn request(chain: &[(u32, u32, u32)], then: &str) -> Vec<u8> {
             store(MEMORY, index * 16 + offset, value);
         }
     }
+    store(MEMORY, BUFFER - RINGS, first);
     // Offered.
     store(MEMORY, 0x1000, 1 << 16);
     for (offset, value) in [

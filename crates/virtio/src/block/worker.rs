@@ -10,8 +10,9 @@
 //! only: the thread does not need that lock to be done. The thread is gone once its
 //! [`Worker`] is.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
 use super::device::Block;
@@ -122,6 +123,17 @@ pub struct Worker {
     drive: Arc<Mutex<Block>>,
     hand: Arc<Hand>,
     thread: Option<JoinHandle<()>>,
+    confine: Option<Confine>,
+}
+
+/// Has the calling thread give up what it does not need.
+#[derive(Clone)]
+struct Confine(Arc<dyn Fn() -> io::Result<()> + Send + Sync>);
+
+impl std::fmt::Debug for Confine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Confine")
+    }
 }
 
 impl Worker {
@@ -137,7 +149,36 @@ impl Worker {
             drive: drive.clone(),
             hand,
             thread: None,
+            confine: None,
         })
+    }
+
+    /// Has the thread call `confine` before it does anything. One that cannot does nothing:
+    /// the event loop does its work.
+    pub fn confine_by(&mut self, confine: Arc<dyn Fn() -> io::Result<()> + Send + Sync>) {
+        self.confine = Some(Confine(confine));
+    }
+
+    /// A thread that is confined and waits for rings.
+    fn start(&self) -> io::Result<JoinHandle<()>> {
+        let (drive, hand) = (self.drive.clone(), self.hand.clone());
+        let confine = self.confine.clone();
+        let (tell, told) = mpsc::channel();
+        let thread = std::thread::Builder::new()
+            .name("disk".to_owned())
+            .stack_size(STACK_BYTES)
+            .spawn(move || {
+                let confined = confine.map_or(Ok(()), |Confine(confine)| confine());
+                let may_run = confined.is_ok();
+                let _ = tell.send(confined);
+                drop(tell);
+                while may_run && hand.wait_for_ring() {
+                    work(&drive, &hand);
+                }
+            })?;
+        // A thread that is gone without a word panicked.
+        told.recv().unwrap_or(Ok(()))?;
+        Ok(thread)
     }
 }
 
@@ -151,16 +192,7 @@ impl EventSource for Worker {
         if self.thread.is_some() {
             return;
         }
-        let (drive, hand) = (self.drive.clone(), self.hand.clone());
-        let thread = std::thread::Builder::new()
-            .name("disk".to_owned())
-            .stack_size(STACK_BYTES)
-            .spawn(move || {
-                while hand.wait_for_ring() {
-                    work(&drive, &hand);
-                }
-            });
-        match thread {
+        match self.start() {
             Ok(thread) => {
                 self.thread = Some(thread);
                 self.hand.lock().started = true;

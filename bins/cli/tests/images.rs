@@ -4,25 +4,9 @@ mod support;
 
 use std::fs;
 use std::io::Write;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
 use support::{Home, ended, refused, stderr, stdout};
-
-fn verb(home: &Home, args: &[&str]) -> Output {
-    home.kombi_without_machine(args).output().expect("started")
-}
-
-#[track_caller]
-fn done(home: &Home, args: &[&str]) -> String {
-    let output = verb(home, args);
-    assert_eq!(
-        output.status.code(),
-        Some(0),
-        "{args:?}: {}",
-        stderr(&output)
-    );
-    stdout(&output)
-}
 
 /// Busybox as an archive of skopeo's, called `busybox:1`.
 fn archive(home: &Home, form: &str) -> String {
@@ -41,7 +25,7 @@ fn with_busybox() -> Home {
     let home = Home::new();
     let file = archive(&home, "docker-archive");
     assert_eq!(
-        done(&home, &["load", "-qi", &file]),
+        home.done(&["load", "-qi", &file]),
         "Loaded image: busybox:1\n"
     );
     home
@@ -53,7 +37,7 @@ fn archives_of_other_tools_are_loaded_and_ours_are_read_by_them() {
     for form in ["oci-archive", "docker-archive"] {
         let file = archive(&home, form);
         assert_eq!(
-            done(&home, &["load", "-i", &file]),
+            home.done(&["load", "-i", &file]),
             "Loaded image: busybox:1\n",
             "{form}"
         );
@@ -77,21 +61,15 @@ fn archives_of_other_tools_are_loaded_and_ours_are_read_by_them() {
         let output = home.run(&["busybox:1", "id", "-u"]);
         ended(&output, 0);
         assert_eq!(stdout(&output), "0\n");
-        done(&home, &["prune", "-af"]);
-        assert_eq!(done(&home, &["images", "-q"]), "");
+        home.done(&["prune", "-af"]);
+        assert_eq!(home.done(&["images", "-q"]), "");
     }
     let file = archive(&home, "docker-archive");
-    done(&home, &["load", "-qi", &file]);
-    done(&home, &["tag", "busybox:1", "localhost:5000/other:2"]);
+    home.done(&["load", "-qi", &file]);
+    home.done(&["tag", "busybox:1", "localhost:5000/other:2"]);
     let saved = home.path("saved.tar").display().to_string();
-    done(
-        &home,
-        &["save", "-o", &saved, "busybox:1", "localhost:5000/other:2"],
-    );
-    let digest = done(
-        &home,
-        &["inspect", "-f", "{{.Descriptor.digest}}", "busybox:1"],
-    );
+    home.done(&["save", "-o", &saved, "busybox:1", "localhost:5000/other:2"]);
+    let digest = home.done(&["inspect", "-f", "{{.Descriptor.digest}}", "busybox:1"]);
     let tags = Command::new("skopeo")
         .args([
             "inspect",
@@ -107,18 +85,15 @@ fn archives_of_other_tools_are_loaded_and_ours_are_read_by_them() {
     );
     let elsewhere = Home::new();
     assert_eq!(
-        done(&elsewhere, &["load", "-qi", &saved]),
+        elsewhere.done(&["load", "-qi", &saved]),
         "Loaded image: busybox:1\nLoaded image: localhost:5000/other:2\n"
     );
     assert_eq!(
-        done(
-            &elsewhere,
-            &["inspect", "-f", "{{.Descriptor.digest}}", "busybox:1"]
-        ),
+        elsewhere.done(&["inspect", "-f", "{{.Descriptor.digest}}", "busybox:1"]),
         digest
     );
     // The same images give the same bytes, in a file and in a pipe.
-    let piped = verb(&elsewhere, &["save", "busybox:1", "localhost:5000/other:2"]);
+    let piped = elsewhere.verb(&["save", "busybox:1", "localhost:5000/other:2"]);
     assert!(
         piped.stdout == fs::read(&saved).expect("readable"),
         "other bytes"
@@ -129,27 +104,24 @@ fn archives_of_other_tools_are_loaded_and_ours_are_read_by_them() {
 #[test]
 fn names_come_and_go_and_the_image_goes_with_its_last_one() {
     let home = with_busybox();
-    done(&home, &["tag", "busybox:1", "a:x"]);
-    done(&home, &["tag", "a:x", "b"]);
-    let id = done(&home, &["images", "-q", "b"]);
+    home.done(&["tag", "busybox:1", "a:x"]);
+    home.done(&["tag", "a:x", "b"]);
+    let id = home.done(&["images", "-q", "b"]);
     let id = id.trim();
-    let rows = done(
-        &home,
-        &["images", "--format", "{{.Repository}}:{{.Tag}} {{.ID}}"],
-    );
+    let rows = home.done(&["images", "--format", "{{.Repository}}:{{.Tag}} {{.ID}}"]);
     assert_eq!(rows, format!("a:x {id}\nb:latest {id}\nbusybox:1 {id}\n"));
-    refused(&verb(&home, &["rmi", id]), 1, &["has 3 names", "--force"]);
-    assert_eq!(done(&home, &["rmi", "a:x"]), "Untagged: a:x\n");
-    assert_eq!(done(&home, &["rmi", "busybox:1"]), "Untagged: busybox:1\n");
-    let whole = done(&home, &["inspect", "-f", "{{.Id}}", "b"]);
-    let gone = done(&home, &["rmi", "b"]);
+    refused(&home.verb(&["rmi", id]), 1, &["has 3 names", "--force"]);
+    assert_eq!(home.done(&["rmi", "a:x"]), "Untagged: a:x\n");
+    assert_eq!(home.done(&["rmi", "busybox:1"]), "Untagged: busybox:1\n");
+    let whole = home.done(&["inspect", "-f", "{{.Id}}", "b"]);
+    let gone = home.done(&["rmi", "b"]);
     assert_eq!(gone, format!("Untagged: b:latest\nDeleted: {whole}"));
     for folder in ["store/blobs/sha256", "store/layers"] {
         let left = fs::read_dir(home.path(folder)).expect("there").count();
         assert_eq!(left, 0, "{folder}");
     }
-    refused(&verb(&home, &["rmi", "b"]), 1, &["no such image: b"]);
-    assert_eq!(verb(&home, &["rmi", "-f", "b"]).status.code(), Some(0));
+    refused(&home.verb(&["rmi", "b"]), 1, &["no such image: b"]);
+    assert_eq!(home.verb(&["rmi", "-f", "b"]).status.code(), Some(0));
 }
 
 #[test]
@@ -172,47 +144,41 @@ fn a_name_that_another_image_takes_leaves_the_first_one_without() {
     drop(stdin);
     let id = stdout(&import.wait_with_output().expect("ended"));
     assert!(id.starts_with("sha256:"), "{id}");
-    assert_eq!(done(&home, &["images", "--no-trunc", "-q", "busybox"]), id);
-    let nameless = done(
-        &home,
-        &[
-            "images",
-            "-f",
-            "dangling=true",
-            "--format",
-            "{{.Repository}}",
-        ],
-    );
+    assert_eq!(home.done(&["images", "--no-trunc", "-q", "busybox"]), id);
+    let nameless = home.done(&[
+        "images",
+        "-f",
+        "dangling=true",
+        "--format",
+        "{{.Repository}}",
+    ]);
     assert_eq!(nameless, "<none>\n");
-    let steps = done(
-        &home,
-        &[
-            "history",
-            "--format",
-            "{{.Comment}} {{.CreatedSince}}",
-            "busybox:1",
-        ],
-    );
+    let steps = home.done(&[
+        "history",
+        "--format",
+        "{{.Comment}} {{.CreatedSince}}",
+        "busybox:1",
+    ]);
     assert!(
         steps.starts_with("by hand ") && steps.ends_with(" ago\n"),
         "{steps}"
     );
 
     // Asked, and not answered: nothing goes.
-    refused(&verb(&home, &["prune"]), 1, &["nothing was removed"]);
-    assert_eq!(done(&home, &["images", "-q"]).lines().count(), 2);
-    let pruned = done(&home, &["prune", "--force"]);
+    refused(&home.verb(&["prune"]), 1, &["nothing was removed"]);
+    assert_eq!(home.done(&["images", "-q"]).lines().count(), 2);
+    let pruned = home.done(&["prune", "--force"]);
     assert!(
         pruned.starts_with("Deleted Images:\ndeleted: sha256:"),
         "{pruned}"
     );
-    assert_eq!(done(&home, &["images", "-q"]).lines().count(), 1);
+    assert_eq!(home.done(&["images", "-q"]).lines().count(), 1);
 }
 
 #[test]
 fn lists_are_tables_templates_and_json() {
     let home = with_busybox();
-    let table = done(&home, &["images"]);
+    let table = home.done(&["images"]);
     let lines: Vec<&str> = table.lines().collect();
     let (heading, row) = (
         lines.first().expect("a heading"),
@@ -230,23 +196,23 @@ fn lists_are_tables_templates_and_json() {
     assert_eq!(words(row).get(..2).expect("two"), ["busybox", "1"]);
     // Columns stand below their headings.
     assert_eq!(heading.find("TAG"), row.find("1 "));
-    let json = done(&home, &["images", "--json"]);
+    let json = home.done(&["images", "--json"]);
     let json: serde_json::Value = serde_json::from_str(&json).expect("one object");
     assert_eq!(json["Repository"], "busybox");
-    assert_eq!(done(&home, &["images", "-q", "-f", "reference=no*"]), "");
+    assert_eq!(home.done(&["images", "-q", "-f", "reference=no*"]), "");
     assert_eq!(
-        done(&home, &["images", "-q", "-f", "reference=bus*:1"])
+        home.done(&["images", "-q", "-f", "reference=bus*:1"])
             .lines()
             .count(),
         1
     );
     refused(
-        &verb(&home, &["images", "-f", "size=3"]),
+        &home.verb(&["images", "-f", "size=3"]),
         1,
         &["filter \"size=3\"", "dangling"],
     );
     refused(
-        &verb(&home, &["images", "--format", "{{.ID"]),
+        &home.verb(&["images", "--format", "{{.ID"]),
         1,
         &["unclosed {{"],
     );
@@ -257,14 +223,14 @@ fn lists_are_tables_templates_and_json() {
         "{{range .Config.Env}}{{println .}}{{end}}",
         "busybox:1",
     ];
-    assert_eq!(done(&home, &env), "PATH=/bin\nFROM_IMAGE=yes\n\n");
-    let output = verb(&home, &["inspect", "nope"]);
+    assert_eq!(home.done(&env), "PATH=/bin\nFROM_IMAGE=yes\n\n");
+    let output = home.verb(&["inspect", "nope"]);
     assert_eq!(
         (output.status.code(), stdout(&output).as_str()),
         (Some(1), "[]\n")
     );
     let whole: serde_json::Value =
-        serde_json::from_str(&done(&home, &["image", "inspect", "busybox:1"])).expect("a list");
+        serde_json::from_str(&home.done(&["image", "inspect", "busybox:1"])).expect("a list");
     assert_eq!(whole[0]["RepoTags"][0], "busybox:1");
     assert_eq!(whole[0]["Architecture"], "amd64");
 }
@@ -275,25 +241,21 @@ fn what_is_no_image_is_refused_and_leaves_nothing() {
     let file = home.path("junk.tar");
     fs::write(&file, vec![7; 5000]).expect("written");
     let junk = file.display().to_string();
-    refused(&verb(&home, &["load", "-i", &junk]), 1, &["junk.tar"]);
+    refused(&home.verb(&["load", "-i", &junk]), 1, &["junk.tar"]);
     refused(
-        &verb(&home, &["load", "-i", "/nowhere"]),
+        &home.verb(&["load", "-i", "/nowhere"]),
         1,
         &["/nowhere", "check the path"],
     );
-    refused(&verb(&home, &["import", &junk, "x"]), 1, &["get it again"]);
+    refused(&home.verb(&["import", &junk, "x"]), 1, &["get it again"]);
     refused(
-        &verb(&home, &["save", "-o", "/nowhere/x", "y"]),
+        &home.verb(&["save", "-o", "/nowhere/x", "y"]),
         1,
         &["no such image: y"],
     );
-    refused(
-        &verb(&home, &["tag", "y", "z@sha256:00"]),
-        1,
-        &["sha256:00"],
-    );
-    assert_eq!(done(&home, &["images", "-q"]), "");
-    done(&home, &["prune", "-f"]);
+    refused(&home.verb(&["tag", "y", "z@sha256:00"]), 1, &["sha256:00"]);
+    assert_eq!(home.done(&["images", "-q"]), "");
+    home.done(&["prune", "-f"]);
     assert_eq!(
         fs::read_dir(home.path("store/blobs/sha256"))
             .expect("there")

@@ -10,23 +10,6 @@ use std::time::{Duration, Instant};
 use support::registry::Registry;
 use support::{Home, append, ended, refused, stderr, stdout};
 
-/// The verb as the test's build has it; it needs no machine.
-fn verb(home: &Home, args: &[&str]) -> Output {
-    home.kombi_without_machine(args).output().expect("started")
-}
-
-#[track_caller]
-fn done(home: &Home, args: &[&str]) -> String {
-    let output = verb(home, args);
-    assert_eq!(
-        output.status.code(),
-        Some(0),
-        "{args:?}: {}",
-        stderr(&output)
-    );
-    stdout(&output)
-}
-
 fn skopeo(args: &[&str]) -> String {
     let output = Command::new("skopeo").args(args).output();
     let output = output.expect("skopeo is installed");
@@ -80,20 +63,17 @@ fn an_image_is_pulled_listed_run_and_pushed_under_another_name() {
         &to,
     ]);
 
-    let output = verb(&home, &["pull", &name]);
+    let output = home.verb(&["pull", &name]);
     ended_with(&output, &format!("{name}:latest\n"));
     let told = stderr(&output);
     assert!(told.contains("Using default tag: latest"), "{told}");
     assert!(told.contains("Status: Downloaded newer image"), "{told}");
-    let again = verb(&home, &["pull", &name]);
+    let again = home.verb(&["pull", &name]);
     assert!(stderr(&again).contains("up to date"), "{}", stderr(&again));
-    let quiet = verb(&home, &["pull", "-q", &name]);
+    let quiet = home.verb(&["pull", "-q", &name]);
     assert_eq!(stderr(&quiet), "");
 
-    let id = done(
-        &home,
-        &["images", "--format", "{{.ID}} {{.Repository}}:{{.Tag}}"],
-    );
+    let id = home.done(&["images", "--format", "{{.ID}} {{.Repository}}:{{.Tag}}"]);
     let (id, listed) = id.trim().split_once(' ').expect("two fields");
     assert_eq!(listed, format!("{name}:latest"));
     for image in [name.as_str(), id] {
@@ -103,8 +83,8 @@ fn an_image_is_pulled_listed_run_and_pushed_under_another_name() {
     }
 
     let other = format!("{host}/other/name:2");
-    done(&home, &["tag", id, &other]);
-    assert_eq!(done(&home, &["push", &other]), format!("{other}\n"));
+    home.done(&["tag", id, &other]);
+    assert_eq!(home.done(&["push", &other]), format!("{other}\n"));
     let digest = |image: &str| {
         let at = format!("docker://{image}");
         skopeo(&[
@@ -117,7 +97,7 @@ fn an_image_is_pulled_listed_run_and_pushed_under_another_name() {
     };
     assert_eq!(digest(&other), digest(&name));
     let by_digest = format!("{name}@{}", digest(&name).trim());
-    done(&home, &["pull", &by_digest]);
+    home.done(&["pull", &by_digest]);
 
     // A machine pulls what is not here.
     let elsewhere = Home::new();
@@ -143,19 +123,19 @@ fn what_is_not_there_is_said_with_docker_s_exit_codes() {
     let (home, registry) = (Home::new(), Registry::start());
     let name = format!("{}/none:1", registry.host);
     refused(
-        &verb(&home, &["pull", &name]),
+        &home.verb(&["pull", &name]),
         1,
         &["has no none:1", "check the name"],
     );
-    refused(&verb(&home, &["pull", "Upper"]), 1, &["lower case"]);
-    refused(&verb(&home, &["push", &name]), 1, &["no such image"]);
+    refused(&home.verb(&["pull", "Upper"]), 1, &["lower case"]);
+    refused(&home.verb(&["push", &name]), 1, &["no such image"]);
     refused(&home.run(&["-q", &name, "true"]), 125, &["has no none:1"]);
     let never = home.run(&["--pull", "never", &name, "true"]);
     refused(&never, 125, &["no such image", "kombi pull"]);
     // Nobody listens there.
     let nobody = registry.host.clone();
     drop(registry);
-    let pulled = verb(&home, &["pull", "-q", &format!("{nobody}/a")]);
+    let pulled = home.verb(&["pull", "-q", &format!("{nobody}/a")]);
     refused(&pulled, 1, &["failed to reach", "try again"]);
     home.is_swept();
 }
@@ -176,25 +156,22 @@ fn a_pull_that_is_killed_again_and_again_is_whole_in_the_end() {
         let _ = pull.kill();
         // Whatever it left, the list can be read and names nothing that is not whole.
         let ended = pull.wait().expect("reaped");
-        let listed = done(&home, &["images", "--format", "{{.Tag}}"]);
+        let listed = home.done(&["images", "--format", "{{.Tag}}"]);
         if ended.success() {
             break;
         }
         if !listed.is_empty() {
             // It was killed behind its last step: all of it is there.
-            done(&home, &["inspect", &name]);
+            home.done(&["inspect", &name]);
         }
         kills += 1;
         delay += Duration::from_millis(4);
     }
     assert!(kills > 3, "only {kills} were killed");
-    let layers = done(
-        &home,
-        &["inspect", "--format", "{{len .RootFS.Layers}}", &name],
-    );
+    let layers = home.done(&["inspect", "--format", "{{len .RootFS.Layers}}", &name]);
     assert_eq!(layers, "6\n");
     // Nothing is left that no image needs.
-    assert_eq!(done(&home, &["prune", "-f"]), "Total reclaimed space: 0B\n");
+    assert_eq!(home.done(&["prune", "-f"]), "Total reclaimed space: 0B\n");
     assert_eq!(
         fs::read_dir(home.path("store/downloads"))
             .expect("there")
@@ -219,7 +196,7 @@ fn two_pulls_of_one_image_at_once_both_have_it() {
             &format!("{name}\n"),
         );
     }
-    assert_eq!(done(&home, &["images", "-q"]).lines().count(), 1);
+    assert_eq!(home.done(&["images", "-q"]).lines().count(), 1);
     home.is_swept();
 }
 

@@ -194,18 +194,10 @@ impl Filter {
     pub(crate) fn for_household() -> io::Result<Self> {
         let allowed = || {
             let mut rules = plain(household::ANY);
-            for call in [libc::SYS_mmap, libc::SYS_mprotect] {
-                let no_exec = SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64);
-                rules.insert(call, one_of(2, &no_exec, &[0])?);
-            }
+            rules.extend(nothing_new_and_nobody_else()?);
             let is = SeccompCmpOp::Eq;
-            let own = u64::from(std::process::id());
-            rules.insert(libc::SYS_tgkill, one_of(0, &is, &[own])?);
             rules.insert(libc::SYS_socket, one_of(0, &is, &[libc::AF_UNIX as u64])?);
             rules.insert(libc::SYS_prctl, one_of(0, &is, household::PRCTL)?);
-            // A thread of theirs may have less, by one more filter.
-            let filter = [libc::SECCOMP_SET_MODE_FILTER.into()];
-            rules.insert(libc::SYS_seccomp, one_of(0, &is, &filter)?);
             // Threads, not processes. Flags of clone3(2) are out of a filter's sight: the
             // C library does without it where it is not there.
             let thread = libc::CLONE_THREAD as u64;
@@ -225,13 +217,8 @@ impl Filter {
     pub(crate) fn for_disks() -> io::Result<Self> {
         let allowed = || {
             let mut rules = plain(disk::ANY);
-            for call in [libc::SYS_mmap, libc::SYS_mprotect] {
-                let no_exec = SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64);
-                rules.insert(call, one_of(2, &no_exec, &[0])?);
-            }
+            rules.extend(nothing_new_and_nobody_else()?);
             let is = SeccompCmpOp::Eq;
-            let own = u64::from(std::process::id());
-            rules.insert(libc::SYS_tgkill, one_of(0, &is, &[own])?);
             rules.insert(libc::SYS_ioctl, one_of(1, &is, &[KVM_IRQ_LINE])?);
             // std looks whether a descriptor is open before it closes it, in debug builds.
             let looks = [libc::F_GETFD as u64, libc::F_GETFL as u64];
@@ -303,16 +290,24 @@ fn one_of(
     rules.collect()
 }
 
+/// Nothing new becomes executable; abort() and panics signal their own process only.
+fn nothing_new_and_nobody_else() -> Result<Rules, seccompiler::BackendError> {
+    let no_exec = one_of(2, &SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64), &[0])?;
+    let own = u64::from(std::process::id());
+    let own = one_of(0, &SeccompCmpOp::Eq, &[own])?;
+    Ok(Rules::from([
+        (libc::SYS_mmap, no_exec.clone()),
+        (libc::SYS_mprotect, no_exec),
+        (libc::SYS_tgkill, own),
+    ]))
+}
+
 fn allowed() -> Result<Rules, seccompiler::BackendError> {
     let mut rules = plain(&[ANY, REFUSED].concat());
     let mut only = |call, argument, operator: SeccompCmpOp, values: &[u64]| {
         rules.insert(call, one_of(argument, &operator, values)?);
         Ok::<_, seccompiler::BackendError>(())
     };
-    // Nothing new becomes executable.
-    let no_exec = SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64);
-    only(libc::SYS_mmap, 2, no_exec.clone(), &[0])?;
-    only(libc::SYS_mprotect, 2, no_exec, &[0])?;
     only(
         libc::SYS_arch_prctl,
         0,
@@ -347,13 +342,7 @@ fn allowed() -> Result<Rules, seccompiler::BackendError> {
         SeccompCmpOp::Eq,
         &faults.map(|signal| signal as u64),
     )?;
-    // abort() and panics signal their own process only.
-    only(
-        libc::SYS_tgkill,
-        0,
-        SeccompCmpOp::Eq,
-        &[u64::from(std::process::id())],
-    )?;
+    rules.extend(nothing_new_and_nobody_else()?);
     Ok(rules)
 }
 

@@ -346,7 +346,8 @@ impl Life<'_> {
         }
         if let Some(filter) = self.filters.of(filter::DISK, Filter::for_disks)? {
             let confine: machine::Confine = Arc::new(move || filter.confine_this_thread());
-            machine.confine_disks(&confine);
+            let confined = machine.confine_disks(&confine);
+            confined.map_err(|source| Failure::Run { source })?;
         }
         let running = if paused {
             machine.start_paused()

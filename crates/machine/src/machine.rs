@@ -157,11 +157,21 @@ impl<P: Partition> Machine<P> {
         self.confine = Some(confine);
     }
 
-    /// Has each thread that waits for a disk call `confine` before it does anything.
-    pub fn confine_disks(&mut self, confine: &Confine) {
+    /// Starts the threads that wait for disks, and has each call `confine` before it does
+    /// anything. Without this they start when they are needed.
+    ///
+    /// # Errors
+    /// [`Error::Host`]: no thread, or one that cannot be confined.
+    pub fn confine_disks(&mut self, confine: &Confine) -> Result<(), Error> {
         for worker in &self.devices.disk_workers {
-            lock(worker).confine_by(confine.clone());
+            let confine = confine.clone();
+            let started = lock(worker).start_confined(move || confine());
+            started.map_err(|source| Error::Host {
+                doing: "start a confined thread for a drive",
+                source,
+            })?;
         }
+        Ok(())
     }
 
     /// Starts one thread per vCPU.

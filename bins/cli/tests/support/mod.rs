@@ -78,6 +78,21 @@ impl Home {
         self.command(&bin_dir().join("kombi"), args)
     }
 
+    /// A verb that needs no machine, as the test's build has it, to its end.
+    pub(crate) fn verb(&self, args: &[&str]) -> Output {
+        let mut command = self.kombi_without_machine(args);
+        command.output().expect("started")
+    }
+
+    /// The same, which must go well; its standard output.
+    #[track_caller]
+    pub(crate) fn done(&self, args: &[&str]) -> String {
+        let output = self.verb(args);
+        let told = stderr(&output);
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {told}");
+        stdout(&output)
+    }
+
     fn command(&self, program: &Path, args: &[&str]) -> Command {
         let mut command = Command::new(program);
         command

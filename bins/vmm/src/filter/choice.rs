@@ -66,7 +66,10 @@ impl Choice {
                 doing: "make the filter of system calls",
                 source,
             }),
-            Choice::Given(filters) => Ok(filters.get(thread).cloned()),
+            Choice::Given(filters) => {
+                let other = || filters.get(VMM).filter(|_| thread == DISK);
+                Ok(filters.get(thread).or_else(other).cloned())
+            }
         }
     }
 }

@@ -132,10 +132,8 @@ pub(super) const ANY: &[i64] = &[
     libc::SYS_getpeername,
 ];
 
-/// What prctl(2) may be asked for: names of threads and of memory; and that no program that
-/// is executed may gain anything, which a thread says that takes a filter of its own.
+/// What prctl(2) may be asked for: names of threads and of memory.
 pub(super) const PRCTL: &[u64] = &[
-    libc::PR_SET_NO_NEW_PRIVS as u64,
     libc::PR_SET_NAME as u64,
     libc::PR_GET_NAME as u64,
     libc::PR_SET_VMA as u64,

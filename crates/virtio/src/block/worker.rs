@@ -1,5 +1,5 @@
 //! The thread of one drive that waits for the disk, so that no vCPU does and neither does
-//! the event loop. It starts when it is first needed.
+//! the event loop. It starts when it is first needed, or before, to be confined.
 //!
 //! ```text
 //! who notifies ──ring──▶ Hand ◀──wait── thread: take ─▶ do (unlocked) ─▶ give back
@@ -123,17 +123,6 @@ pub struct Worker {
     drive: Arc<Mutex<Block>>,
     hand: Arc<Hand>,
     thread: Option<JoinHandle<()>>,
-    confine: Option<Confine>,
-}
-
-/// Has the calling thread give up what it does not need.
-#[derive(Clone)]
-struct Confine(Arc<dyn Fn() -> io::Result<()> + Send + Sync>);
-
-impl std::fmt::Debug for Confine {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Confine")
-    }
 }
 
 impl Worker {
@@ -149,26 +138,35 @@ impl Worker {
             drive: drive.clone(),
             hand,
             thread: None,
-            confine: None,
         })
     }
 
-    /// Has the thread call `confine` before it does anything. One that cannot does nothing:
-    /// the event loop does its work.
-    pub fn confine_by(&mut self, confine: Arc<dyn Fn() -> io::Result<()> + Send + Sync>) {
-        self.confine = Some(Confine(confine));
+    /// Starts the thread now, as long as the caller may: it calls `confine` before it does
+    /// anything.
+    ///
+    /// # Errors
+    /// No thread, or what `confine` says.
+    pub fn start_confined(
+        &mut self,
+        confine: impl FnOnce() -> io::Result<()> + Send + 'static,
+    ) -> io::Result<()> {
+        self.thread = Some(self.start(confine)?);
+        self.hand.lock().started = true;
+        Ok(())
     }
 
     /// A thread that is confined and waits for rings.
-    fn start(&self) -> io::Result<JoinHandle<()>> {
+    fn start(
+        &self,
+        confine: impl FnOnce() -> io::Result<()> + Send + 'static,
+    ) -> io::Result<JoinHandle<()>> {
         let (drive, hand) = (self.drive.clone(), self.hand.clone());
-        let confine = self.confine.clone();
         let (tell, told) = mpsc::channel();
         let thread = std::thread::Builder::new()
             .name("disk".to_owned())
             .stack_size(STACK_BYTES)
             .spawn(move || {
-                let confined = confine.map_or(Ok(()), |Confine(confine)| confine());
+                let confined = confine();
                 let may_run = confined.is_ok();
                 let _ = tell.send(confined);
                 drop(tell);
@@ -192,7 +190,7 @@ impl EventSource for Worker {
         if self.thread.is_some() {
             return;
         }
-        match self.start() {
+        match self.start(|| Ok(())) {
             Ok(thread) => {
                 self.thread = Some(thread);
                 self.hand.lock().started = true;

@@ -192,6 +192,64 @@ fn what_cannot_be_written_is_refused_and_leaves_the_machine_and_no_file() {
     assert!(got.contains("has not started"), "{got}");
 }
 
+/// Fills memory from 32 MiB to 512 MiB and says so: `mov edi, 0x2000000; mov ecx, 0x7800000;
+/// mov eax, 0x5a5a5a5a; rep stosd; mov dx, 0x3f8; out dx, al`; `jmp` to itself.
+const FILLER: &[u8] = b"\xbf\0\0\0\x02\xb9\0\0\x80\x07\xb8\x5a\x5a\x5a\x5a\xf3\xab\
+    \x66\xba\xf8\x03\xee\xeb\xfe";
+
+#[test]
+fn while_a_snapshot_is_written_the_machine_can_be_asked_and_changed() {
+    let (files, host) = (Files::new(), Host::new());
+    let (disk, log) = (host.path("disk"), host.path("log"));
+    std::fs::write(&disk, [0; 4096]).unwrap();
+    let monitor = Monitor::start(&[]);
+    monitor.prepare(FILLER);
+    let memory = json!({"mem_size_mib": 512});
+    assert_eq!(monitor.ask("PATCH", "/machine-config", Some(memory)).0, 204);
+    monitor.put("/serial", json!({"serial_out_path": log}));
+    let drive = json!({"drive_id": "d", "path_on_host": disk, "is_root_device": false});
+    monitor.put("/drives/d", drive);
+    assert_eq!(monitor.action("InstanceStart").0, 204);
+    let until = Instant::now() + Duration::from_secs(60);
+    while len(&log) == 0 {
+        assert!(Instant::now() < until, "memory is not filled");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    pause(&monitor);
+    std::thread::scope(|scope| {
+        let creating = scope.spawn(|| monitor.put("/snapshot/create", files.create()));
+        // Its files are there from the beginning, by other names.
+        while files.names().is_empty() {
+            std::thread::yield_now();
+        }
+        let mut answered = 0;
+        while !creating.is_finished() {
+            let limiter = json!({"bandwidth": {"size": 1000 + answered, "refill_time": 100}});
+            let patch = json!({"drive_id": "d", "path_on_host": disk, "rate_limiter": limiter});
+            assert_eq!(monitor.ask("PATCH", "/drives/d", Some(patch)).0, 204);
+            let drive = monitor.get("/vm/config")["drives"][0].clone();
+            let size = &drive["rate_limiter"]["bandwidth"]["size"];
+            assert_eq!(size, &json!(1000 + answered));
+            pause(&monitor);
+            answered += 1;
+        }
+        assert!(answered > 3, "{answered} rounds while it was written");
+    });
+    // Who resumes while it is written waits for that: the memory is whole.
+    std::thread::scope(|scope| {
+        let creating = scope.spawn(|| monitor.put("/snapshot/create", files.create()));
+        while files.names().len() < 4 && !creating.is_finished() {
+            std::thread::yield_now();
+        }
+        assert_eq!(vm(&monitor, "Resumed"), (204, Value::Null));
+    });
+    terminate(monitor);
+    let restored = Monitor::start(&[]);
+    restored.put("/snapshot/load", files.load(true));
+    assert_eq!(restored.state(), "Running");
+    terminate(restored);
+}
+
 /// A snapshot of a machine that does next to nothing.
 fn some() -> Files {
     let files = Files::new();

@@ -11,7 +11,8 @@
 //!
 //! Invariant: the first ending counts; from then on every vCPU is kicked out of
 //! its guest and the event loop wakes. While [`Control::pause`] has returned and
-//! nobody resumed, no vCPU runs guest code.
+//! nobody resumed, no vCPU runs guest code. While there is a [`Saving`], the guest's memory
+//! stays as it is: nobody resumes, and the event loop serves nothing.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -24,6 +25,7 @@ use chipset::NoKeyboard;
 use hv::{Kick, VcpuState};
 use ram::GuestRam;
 use rustix::event::{EventfdFlags, eventfd};
+use virtio::block::InHand;
 
 use crate::Error;
 use crate::handles::Handles;
@@ -99,7 +101,7 @@ impl Controller {
         self.control.pause().then_some(()).ok_or(Gone)
     }
 
-    /// Lets the vCPUs go on.
+    /// Lets the vCPUs go on, once a snapshot that is being written is.
     ///
     /// # Errors
     /// [`Gone`].
@@ -112,24 +114,27 @@ impl Controller {
         self.control.is_paused()
     }
 
-    /// Has `write` take what the machine is, and its memory: vCPUs are held and devices
-    /// stand still until it returns.
+    /// Has `write` take what the machine is, and its memory, which nobody writes to until it
+    /// returns. Devices can be asked and changed meanwhile; what they do for it, they do
+    /// afterwards.
     ///
     /// # Errors
-    /// [`Error::NotPaused`], [`Error::SaveDevice`], [`Error::Engine`], [`Error::Gone`].
+    /// [`Error::NotPaused`], [`Error::Saving`], [`Error::SaveDevice`], [`Error::Engine`],
+    /// [`Error::Gone`].
     pub fn snapshot<T>(
         &self,
         write: impl FnOnce(SavedMachine, &GuestRam) -> T,
     ) -> Result<T, Error> {
         let whole = self.handles.whole.as_ref().ok_or(Error::Gone)?;
-        if !self.is_paused() {
-            return Err(Error::NotPaused);
-        }
-        whole.save(&self.handles, || self.control.vcpu_states(), write)
+        let _saving = self.control.begin_saving()?;
+        let _drives = HeldDrives::new(&self.handles);
+        let saved = whole.save(&self.handles, || self.control.vcpu_states())?;
+        Ok(write(saved, &whole.ram))
     }
 
     /// Puts the file at `path` behind a drive, or another one of the same name, and
-    /// replaces the limits that `limiter` names.
+    /// replaces the limits that `limiter` names. Returns what is still being done to the file
+    /// before: whoever changed a drive may take that away once it is waited for.
     ///
     /// # Errors
     /// [`Error::NoDrive`], [`Error::ChangeDrive`]: nothing has changed then.
@@ -138,7 +143,7 @@ impl Controller {
         id: &str,
         path: Option<&Path>,
         limiter: Option<&RateLimiter>,
-    ) -> Result<(), Error> {
+    ) -> Result<Option<InHand>, Error> {
         let drives = &self.handles.drives;
         let Some((_, drive)) = drives.iter().find(|(drive, _)| drive == id) else {
             return Err(Error::NoDrive { id: id.into() });
@@ -154,14 +159,7 @@ impl Controller {
         if let Some(limiter) = limiter {
             drive.update_limiter(limits(limiter));
         }
-        // Whoever changed a drive may take its file away now. A disk that is slow keeps
-        // the caller waiting, and not the guest.
-        let in_hand = path.and_then(|_| drive.in_hand());
-        drop(drive);
-        if let Some(in_hand) = in_hand {
-            in_hand.wait();
-        }
-        Ok(())
+        Ok(path.and_then(|_| drive.in_hand()))
     }
 
     /// Replaces the limits that `rx`, of what the guest receives, and `tx`, of what it
@@ -196,6 +194,26 @@ impl Controller {
     }
 }
 
+/// Drives whose threads are kept from the guest's memory.
+struct HeldDrives<'a>(&'a Handles);
+
+impl<'a> HeldDrives<'a> {
+    fn new(handles: &'a Handles) -> Self {
+        handles
+            .drives
+            .iter()
+            .for_each(|(_, one)| lock(one).hold(true));
+        Self(handles)
+    }
+}
+
+impl Drop for HeldDrives<'_> {
+    fn drop(&mut self) {
+        let drives = self.0.drives.iter();
+        drives.for_each(|(_, one)| lock(one).hold(false));
+    }
+}
+
 /// The machine has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the machine has ended")]
@@ -208,6 +226,21 @@ pub(crate) struct Control {
     wake: OwnedFd,
     state: Mutex<State>,
     changed: Condvar,
+    /// Locked by the event loop while it serves, and by who takes a snapshot.
+    serving: Mutex<()>,
+}
+
+/// A snapshot is being taken.
+pub(crate) struct Saving<'a> {
+    control: &'a Control,
+    _serving: MutexGuard<'a, ()>,
+}
+
+impl Drop for Saving<'_> {
+    fn drop(&mut self) {
+        self.control.lock().saving = false;
+        self.control.changed.notify_all();
+    }
 }
 
 #[derive(Default)]
@@ -217,8 +250,15 @@ struct State {
     /// What those were that run no more, by index.
     halted: BTreeMap<u8, StateOfVcpu>,
     parked: usize,
+    saving: bool,
     /// What the parked ones are, once somebody wants to know.
     wanted: Option<BTreeMap<u8, StateOfVcpu>>,
+}
+
+impl State {
+    fn all_stand_still(&self) -> bool {
+        self.parked + self.halted.len() >= self.kickers.len()
+    }
 }
 
 type StateOfVcpu = Result<VcpuState, Arc<hv::Error>>;
@@ -245,6 +285,7 @@ impl Control {
             wake,
             state: Mutex::default(),
             changed: Condvar::new(),
+            serving: Mutex::default(),
         })
     }
 
@@ -291,15 +332,51 @@ impl Control {
         for kicker in &state.kickers {
             kicker.kick();
         }
-        while state.ended.is_none() && state.parked + state.halted.len() < state.kickers.len() {
+        while state.ended.is_none() && !state.all_stand_still() {
             state = self.wait(state);
         }
         state.ended.is_none()
     }
 
-    /// Lets every vCPU go on; `false` when the machine ended before.
+    /// Keeps vCPUs held and the event loop from serving until what is returned is dropped.
+    pub(crate) fn begin_saving(&self) -> Result<Saving<'_>, Error> {
+        let mut state = self.lock();
+        loop {
+            if state.ended.is_some() {
+                return Err(Error::Gone);
+            }
+            if !self.is_paused() {
+                return Err(Error::NotPaused);
+            }
+            if state.saving {
+                return Err(Error::Saving);
+            }
+            // Somebody else's pause may not be done.
+            if state.all_stand_still() {
+                break;
+            }
+            state = self.wait(state);
+        }
+        state.saving = true;
+        drop(state);
+        Ok(Saving {
+            control: self,
+            _serving: self.serve(),
+        })
+    }
+
+    /// Held by the event loop while it serves.
+    pub(crate) fn serve(&self) -> MutexGuard<'_, ()> {
+        self.serving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets every vCPU go on, once no snapshot is being taken; `false` when the machine
+    /// ended before.
     pub(crate) fn resume(&self) -> bool {
-        let state = self.lock();
+        let mut state = self.lock();
+        while state.saving && state.ended.is_none() {
+            state = self.wait(state);
+        }
         self.pausing.store(false, Ordering::SeqCst);
         self.changed.notify_all();
         state.ended.is_none()
@@ -497,6 +574,54 @@ mod tests {
             (controller.pause(), controller.resume()),
             (Err(Gone), Err(Gone))
         );
+    }
+
+    #[test]
+    fn while_a_snapshot_is_taken_nobody_resumes_serves_or_takes_another() {
+        let control = Arc::new(Control::new().unwrap());
+        let counters = counters(&control, 1);
+        std::thread::scope(|scope| {
+            scope.spawn(|| counters[0].live(&control));
+            let running = control.begin_saving().map(drop);
+            assert!(matches!(running, Err(Error::NotPaused)), "{running:?}");
+            assert!(control.pause());
+            let saving = control.begin_saving().unwrap();
+            let second = control.begin_saving().map(drop);
+            assert!(matches!(second, Err(Error::Saving)), "{second:?}");
+            let resuming = scope.spawn(|| control.resume());
+            let serving = scope.spawn(|| drop(control.serve()));
+            let before = counters[0].now();
+            std::thread::sleep(Duration::from_millis(10));
+            assert!(!resuming.is_finished() && !serving.is_finished());
+            assert!(control.is_paused());
+            assert_eq!(counters[0].now(), before);
+            drop(saving);
+            assert!(resuming.join().unwrap());
+            serving.join().unwrap();
+            control.end(Ok(Outcome::Stopped));
+            let ended = control.begin_saving().map(drop);
+            assert!(matches!(ended, Err(Error::Gone)), "{ended:?}");
+        });
+    }
+
+    #[test]
+    fn a_snapshot_waits_for_a_pause_that_is_not_done() {
+        let control = Arc::new(Control::new().unwrap());
+        let counters = counters(&control, 2);
+        std::thread::scope(|scope| {
+            let pausing = scope.spawn(|| control.pause());
+            while !control.is_paused() {
+                std::thread::yield_now();
+            }
+            scope.spawn(|| counters[0].live(&control));
+            let saving = scope.spawn(|| control.begin_saving().map(drop));
+            std::thread::sleep(Duration::from_millis(10));
+            assert!(!saving.is_finished());
+            scope.spawn(|| counters[1].live(&control));
+            assert!(saving.join().unwrap().is_ok());
+            assert!(pausing.join().unwrap());
+            control.end(Ok(Outcome::Stopped));
+        });
     }
 
     #[test]

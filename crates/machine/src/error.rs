@@ -232,6 +232,9 @@ pub enum Error {
     /// A snapshot of a machine that runs.
     #[error("the machine runs: pause it first")]
     NotPaused,
+    /// Two snapshots at once.
+    #[error("a snapshot is being written: ask again when it is done")]
+    Saving,
     /// The machine has ended.
     #[error("the machine has ended")]
     Gone,
@@ -318,6 +321,7 @@ impl Error {
             }
             // They name the way out themselves.
             Error::NotPaused
+            | Error::Saving
             | Error::Gone
             | Error::SaveDevice { .. }
             | Error::VcpuState { .. }
@@ -351,6 +355,7 @@ impl Error {
                 source: ram::Error::Image { .. },
             }
             | Error::NotPaused
+            | Error::Saving
             | Error::Mismatch { .. }
             | Error::RestoreDevice { .. }
             | Error::RestoreChipset { .. }

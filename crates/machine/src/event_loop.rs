@@ -74,6 +74,9 @@ impl EventLoop {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return Err(host("wait for events")(errno)),
             }
+            // Not while a snapshot is taken.
+            let control = self.control.clone();
+            let _serving = control.serve();
             for event in &events {
                 self.serve(event.data.u64());
             }

@@ -1,12 +1,15 @@
 //! What a snapshot keeps of a machine besides its memory, both ways.
 //!
 //! ```text
-//! save:     vCPUs held ─▶ devices locked: state ─▶ shared ─▶ each vCPU ─▶ memory ─▶ unlocked
+//! save:     vCPUs, event loop, drives' threads held ─▶ devices locked: state ─▶ shared
+//!           ─▶ each vCPU ─▶ devices unlocked ─▶ memory ─▶ all let go
 //! restore:  new devices ─▶ shared ─▶ vCPU 0, 1, … ─▶ devices: state, lines ─▶ new generation
 //! ```
 //!
-//! Invariant: what is saved is of one moment; a device may interrupt while it is saved and
-//! restored, and neither is lost, as controllers are saved after it and restored before.
+//! Invariant: what is saved is of one moment: whoever may lock a device while memory is
+//! written (a client that changes it) does not write to the guest's memory. A device may
+//! interrupt while it is saved and restored, and neither is lost, as controllers are saved
+//! after it and restored before.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -77,17 +80,16 @@ impl std::fmt::Debug for Whole {
 }
 
 impl Whole {
-    /// Has `write` take the machine, whose vCPUs are held.
-    pub(crate) fn save<T>(
+    /// What the machine is, whose vCPUs, event loop and drives' threads are held.
+    pub(crate) fn save(
         &self,
         handles: &Handles,
         vcpus: impl FnOnce() -> Result<Vec<VcpuState>, Error>,
-        write: impl FnOnce(SavedMachine, &GuestRam) -> T,
-    ) -> Result<T, Error> {
+    ) -> Result<SavedMachine, Error> {
         let (Some(keyboard), Some(generation)) = (&handles.keyboard, &handles.generation) else {
             return Err(Error::Gone);
         };
-        // Doorbells first, as in the event loop, which is kept from them until this is done.
+        // Doorbells first, as in the event loop.
         let mut doorbells: Vec<_> = self.doorbells.iter().map(|one| lock(&**one)).collect();
         for doorbell in &mut doorbells {
             doorbell.catch_up();
@@ -109,7 +111,7 @@ impl Whole {
             })
             .collect::<Result<_, _>>()?;
         let engine = |source| Error::Engine { source };
-        let saved = SavedMachine {
+        Ok(SavedMachine {
             memory: regions(&self.ram).collect(),
             devices: SavedDevices {
                 serial: serial.save(),
@@ -119,8 +121,7 @@ impl Whole {
             },
             shared: self.shared.state().map_err(engine)?,
             vcpus: vcpus()?,
-        };
-        Ok(write(saved, &self.ram))
+        })
     }
 }
 

@@ -1,7 +1,7 @@
 //! The metadata of `/mmds`, which host and guest share.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use api::{Answer, Refusal};
@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::args::Args;
 use crate::failure::Failure;
+use crate::frontend::lock;
 
 /// Makes the store, with what `--metadata` names in it.
 pub(crate) fn make(args: &Args) -> Result<Arc<Mutex<Metadata>>, Failure> {
@@ -68,8 +69,4 @@ fn done(result: Result<(), StoreError>) -> Result<Answer, Refusal> {
         Err(error @ StoreError::TooLarge { .. }) => Err(Refusal::TooLarge(error.to_string())),
         Err(error) => Err(Refusal::BadRequest(error.to_string())),
     }
-}
-
-fn lock(metadata: &Mutex<Metadata>) -> MutexGuard<'_, Metadata> {
-    metadata.lock().unwrap_or_else(PoisonError::into_inner)
 }

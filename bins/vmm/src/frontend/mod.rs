@@ -69,7 +69,7 @@ pub(crate) struct Frontend {
 
 enum State {
     Preparing(Box<Preparing>),
-    Running(Box<Running>),
+    Running(Arc<Running>),
 }
 
 impl Frontend {
@@ -94,17 +94,13 @@ impl Frontend {
 
     /// The machine that `draft` describes runs, and no client asked for it.
     pub(crate) fn started(&self, draft: Draft, controller: Controller) {
-        self.run(&mut self.lock(), draft, controller);
+        self.run(&mut lock(&self.state), draft, controller);
     }
 
     fn run(&self, state: &mut State, draft: Draft, controller: Controller) {
-        *state = State::Running(Box::new(Running::new(draft, controller.clone())));
+        *state = State::Running(Arc::new(Running::new(draft, controller.clone())));
         // It is the first: only one start succeeds.
         let _ = self.controller.set(controller);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn instance(&self) -> Value {
@@ -211,7 +207,7 @@ impl Serve for Frontend {
             Action::PatchMmds(value) => return metadata::patch(&self.metadata, value),
             _ => {}
         }
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         match action {
             Action::InstanceStart => self.start(&mut state),
             Action::LoadSnapshot(asked) => self.load(&mut state, &asked),
@@ -246,12 +242,22 @@ impl Serve for Frontend {
                     Ok(answer)
                 }
             },
-            other => match &mut *state {
-                State::Preparing(preparing) => preparing.act(other),
-                State::Running(running) => running.act(other),
-            },
+            other => {
+                let running = match &mut *state {
+                    State::Preparing(preparing) => return preparing.act(other),
+                    State::Running(running) => running.clone(),
+                };
+                // What one asks of the machine keeps nobody else from asking.
+                drop(state);
+                running.act(other)
+            }
         }
     }
+}
+
+/// What was locked when something panicked is as good as it was.
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn refuse(message: &str) -> Refusal {

@@ -1,27 +1,38 @@
 //! Once the machine runs: each request changes it, and the draft that describes it.
+//!
+//! Invariant: no request waits for another, but who resumes a machine for its snapshot, and
+//! who changes a drive's file for what the disk is doing.
+
+use std::sync::Mutex;
 
 use api::{Action, Answer, DrivePatch, NetworkInterfacePatch, Refusal, VmState};
 use blueprint::{Draft, RateLimiter};
 use machine::Controller;
 
-use crate::frontend::{balloon, memory, preparing, refuse, snapshots};
+use crate::frontend::{balloon, lock, memory, preparing, refuse, snapshots};
 
 /// A machine that runs.
 pub(super) struct Running {
-    draft: Draft,
+    draft: Mutex<Draft>,
+    /// Locked while device and draft are not of one mind.
+    changing: Mutex<()>,
     controller: Controller,
 }
 
 impl Running {
     pub(super) fn new(draft: Draft, controller: Controller) -> Self {
-        Self { draft, controller }
+        Self {
+            draft: Mutex::new(draft),
+            changing: Mutex::default(),
+            controller,
+        }
     }
 
-    pub(super) fn act(&mut self, action: Action) -> Result<Answer, Refusal> {
+    pub(super) fn act(&self, action: Action) -> Result<Answer, Refusal> {
         match action {
-            Action::GetVmConfig => Ok(Answer::Body(preparing::vm_config(&self.draft))),
+            Action::GetVmConfig => Ok(Answer::Body(preparing::vm_config(&lock(&self.draft)))),
             Action::GetMachineConfig => {
-                let config = preparing::machine_config(&self.draft.machine_config);
+                let config = preparing::machine_config(&lock(&self.draft).machine_config);
                 Ok(Answer::Body(config))
             }
             Action::GetBalloon
@@ -52,39 +63,49 @@ impl Running {
                 "devices can only be plugged on PCI, which this machine does not have",
             )),
             Action::CreateSnapshot(asked) => {
-                snapshots::create(&self.controller, &self.draft, &asked)
+                snapshots::create(&self.controller, &asked, &self.changing, &self.draft)
             }
             _ => Err(refuse("the machine has no such device")),
         }
     }
 
-    fn patch_drive(&mut self, asked: DrivePatch) -> Result<Answer, Refusal> {
+    fn patch_drive(&self, asked: DrivePatch) -> Result<Answer, Refusal> {
         let DrivePatch {
             drive_id,
             path_on_host,
             rate_limiter,
         } = asked;
         let (path, limiter) = (path_on_host.as_deref(), rate_limiter.as_ref());
-        let answer = done(self.controller.update_drive(&drive_id, path, limiter))?;
-        let mut drives = self.draft.drives.iter_mut();
+        let changing = lock(&self.changing);
+        let changed = self.controller.update_drive(&drive_id, path, limiter);
+        let in_hand = changed.map_err(|error| refuse(&crate::failure::chain(&error)))?;
+        let mut draft = lock(&self.draft);
+        let mut drives = draft.drives.iter_mut();
         if let Some(drive) = drives.find(|drive| drive.drive_id == drive_id) {
             if path_on_host.is_some() {
                 drive.path_on_host = path_on_host;
             }
             merge(&mut drive.rate_limiter, rate_limiter);
         }
-        Ok(answer)
+        drop((draft, changing));
+        // A disk that is slow keeps this caller waiting, and nobody else.
+        if let Some(in_hand) = in_hand {
+            in_hand.wait();
+        }
+        Ok(Answer::Done)
     }
 
-    fn patch_interface(&mut self, asked: NetworkInterfacePatch) -> Result<Answer, Refusal> {
+    fn patch_interface(&self, asked: NetworkInterfacePatch) -> Result<Answer, Refusal> {
         let NetworkInterfacePatch {
             iface_id,
             rx_rate_limiter,
             tx_rate_limiter,
         } = asked;
         let (rx, tx) = (rx_rate_limiter.as_ref(), tx_rate_limiter.as_ref());
+        let _changing = lock(&self.changing);
         let answer = done(self.controller.update_interface(&iface_id, rx, tx))?;
-        let mut interfaces = self.draft.network_interfaces.iter_mut();
+        let mut draft = lock(&self.draft);
+        let mut interfaces = draft.network_interfaces.iter_mut();
         if let Some(interface) = interfaces.find(|one| one.iface_id == iface_id) {
             merge(&mut interface.rx_rate_limiter, rx_rate_limiter);
             merge(&mut interface.tx_rate_limiter, tx_rate_limiter);

@@ -4,6 +4,7 @@
 //! that fails while the machine is put together ends the process, as in Firecracker.
 
 use std::fs::File;
+use std::sync::Mutex;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use api::{
@@ -17,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use snapshot::NewFile;
 
 use crate::failure::chain;
-use crate::frontend::refuse;
+use crate::frontend::{lock, refuse};
 
 /// What is in the state file.
 #[derive(Debug, Serialize, Deserialize)]
@@ -41,11 +42,13 @@ pub(crate) struct Loaded {
     pub(crate) resume: bool,
 }
 
-/// Writes the machine, which is paused, into the files that `asked` names.
+/// Writes the machine, which is paused, into the files that `asked` names. `changing` is
+/// locked until what devices and `draft` are is known, and not while memory is written.
 pub(super) fn create(
     controller: &Controller,
-    draft: &Draft,
     asked: &SnapshotCreate,
+    changing: &Mutex<()>,
+    draft: &Mutex<Draft>,
 ) -> Result<Answer, Refusal> {
     match asked.snapshot_type {
         SnapshotType::Full => {}
@@ -70,11 +73,14 @@ pub(super) fn create(
         state.map_err(|e| refuse(&e))?,
         memory.map_err(|e| refuse(&e))?,
     );
+    let changing = lock(changing);
     let written = controller.snapshot(|machine, ram| {
+        let draft = lock(draft).clone();
+        drop(changing);
         let draft = serde_json::to_string(&Draft {
             logger: None,
             metrics: None,
-            ..draft.clone()
+            ..draft
         });
         let draft = draft.map_err(|error| chain(&error))?;
         snapshot::write(&state, &State { draft, machine }).map_err(said)?;

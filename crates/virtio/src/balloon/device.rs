@@ -177,7 +177,8 @@ impl Balloon {
         Ok(())
     }
 
-    /// Looks at the statistics every `seconds` from now on, and once at once.
+    /// Looks at the statistics every `seconds` from now on, and once at once: by the timer,
+    /// as only the event loop may write to the guest's memory.
     ///
     /// # Errors
     /// [`BalloonError::StatisticsFixed`] for 0, or when there are none.
@@ -191,9 +192,7 @@ impl Balloon {
         }
         self.settings.statistics_interval_s = seconds;
         if matches!(self.state, State::Live(_)) {
-            self.arm(seconds);
-            self.ask_for_statistics()
-                .map_err(|_| BalloonError::Failed)?;
+            self.arm_from(AT_ONCE, seconds);
         }
         Ok(())
     }
@@ -285,13 +284,14 @@ impl Balloon {
 
     /// Rings every `seconds`; never for 0.
     fn arm(&self, seconds: u16) {
-        let period = Timespec {
-            tv_sec: seconds.into(),
-            tv_nsec: 0,
-        };
+        self.arm_from(whole(seconds), seconds);
+    }
+
+    /// Rings after `first`, then every `seconds`.
+    fn arm_from(&self, first: Timespec, seconds: u16) {
         let times = Itimerspec {
-            it_interval: period,
-            it_value: period,
+            it_interval: whole(seconds),
+            it_value: first,
         };
         // Fails for times that cannot be only.
         let _ = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &times);
@@ -317,6 +317,19 @@ impl Balloon {
             }
             None => Ok(()),
         }
+    }
+}
+
+/// The shortest time: zero would be never.
+const AT_ONCE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 1,
+};
+
+fn whole(seconds: u16) -> Timespec {
+    Timespec {
+        tv_sec: seconds.into(),
+        tv_nsec: 0,
     }
 }
 

@@ -40,7 +40,4 @@ pub enum BalloonError {
     /// Hinting was not asked for when the machine was made.
     #[error("free page hinting is not enabled: set free_page_hinting before the start")]
     NoHinting,
-    /// The host or the guest's ring failed.
-    #[error("failed to reach the guest's balloon driver")]
-    Failed,
 }

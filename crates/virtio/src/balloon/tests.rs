@@ -294,6 +294,8 @@ fn a_new_interval_asks_at_once_and_0_is_refused() {
     bench.balloon().update_statistics_interval(1).unwrap();
     assert_eq!(bench.driver.used(STATISTICS), None, "no change");
     bench.balloon().update_statistics_interval(60).unwrap();
+    assert_eq!(bench.driver.used(STATISTICS), None, "the event loop's");
+    bench.balloon().on_event();
     assert_eq!(bench.driver.used(STATISTICS), Some((head, 0)));
     assert_eq!(
         bench.balloon().update_statistics_interval(0),
@@ -428,6 +430,7 @@ fn a_restored_balloon_goes_on_where_it_was() {
     );
     *bench.balloon() = restored;
     bench.balloon().update_statistics_interval(9).unwrap();
+    bench.balloon().on_event();
     assert_eq!(bench.driver.used(STATISTICS), Some((head, 0)));
     bench.frames(INFLATE, &[first_frame()]);
     assert!(!bench.is_full(0) && bench.is_full(1));

@@ -173,6 +173,14 @@ impl Block {
         })
     }
 
+    /// Keeps the worker's thread from the guest's memory, but for the request that it is
+    /// doing; or lets it go on. Whoever holds it keeps others from notifying as well.
+    pub fn hold(&self, held: bool) {
+        if let Some(hand) = &self.hand {
+            hand.hold(held);
+        }
+    }
+
     /// What is counted.
     pub fn metrics(&self) -> Arc<Metrics> {
         self.disk.metrics.clone()

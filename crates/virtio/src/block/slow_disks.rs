@@ -157,6 +157,27 @@ fn requests_are_done_in_order_and_a_flush_after_what_came_before() {
 }
 
 #[test]
+fn while_it_is_held_nothing_reaches_the_driver_and_nothing_is_taken() {
+    let mut slow = slow(Access::ReadWrite);
+    slow.ask(0, READ, 3, 512);
+    slow.ask(1, READ, 4, 512);
+    slow.gate.wait_for_somebody();
+    let in_hand = {
+        let disk = slow.rig.disk.lock().unwrap();
+        disk.hold(true);
+        disk.in_hand().unwrap()
+    };
+    slow.gate.open();
+    // The disk is done; who changes the drive's file waits for that only.
+    in_hand.wait();
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(slow.rig.driver.used(0), None);
+    slow.rig.disk.lock().unwrap().hold(false);
+    assert_eq!([slow.answer(), slow.answer()], [513, 513]);
+    assert_eq!([slow.status(0), slow.status(1)], [OK, OK]);
+}
+
+#[test]
 fn a_reset_waits_for_what_is_in_hand_and_forgets_the_rest() {
     let mut slow = slow(Access::ReadWrite);
     slow.ask(0, READ, 3, 512);

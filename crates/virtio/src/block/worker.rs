@@ -5,6 +5,7 @@
 //! who notifies ──ring──▶ Hand ◀──wait── thread: take ─▶ do (unlocked) ─▶ give back
 //!                         │ first ring: eventfd ──▶ event loop: starts the thread
 //! ```
+//! While it is held, as for a snapshot, the thread neither takes nor gives back.
 //!
 //! Invariant: who holds the device's lock and waits for what is in hand waits for the disk
 //! only: the thread does not need that lock to be done. The thread is gone once its
@@ -39,6 +40,8 @@ struct HandState {
     rung: bool,
     /// There will never be anything again.
     ended: bool,
+    /// Nothing is to be taken or given back.
+    held: bool,
     /// Something is being done: the so manieth.
     at_work: bool,
     nth: u64,
@@ -81,6 +84,24 @@ impl Hand {
     pub(super) fn wait_for(&self, nth: u64) {
         let mut state = self.lock();
         while state.at_work && state.nth == nth {
+            state = self.wait(state);
+        }
+    }
+
+    /// Keeps the thread from guest memory, but for what it is doing. The device is locked.
+    pub(super) fn hold(&self, held: bool) {
+        self.lock().held = held;
+        self.changed.notify_all();
+    }
+
+    fn is_held(&self) -> bool {
+        self.lock().held
+    }
+
+    /// On the thread: returns once it is held no more. The device must not be locked.
+    fn wait_while_held(&self) {
+        let mut state = self.lock();
+        while state.held {
             state = self.wait(state);
         }
     }
@@ -222,7 +243,7 @@ fn work(drive: &Mutex<Block>, hand: &Hand) {
         return;
     };
     loop {
-        let Some(job) = lock(drive).take(driver, &memory) else {
+        let Some(job) = lock_unheld(drive, hand).take(driver, &memory) else {
             return;
         };
         let head = job.chain.head;
@@ -232,7 +253,19 @@ fn work(drive: &Mutex<Block>, hand: &Hand) {
         };
         // It has all the time of the world.
         let written = done.unwrap_or(0);
-        lock(drive).give_back(driver, head, written);
+        lock_unheld(drive, hand).give_back(driver, head, written);
+    }
+}
+
+/// The drive, when nobody holds its worker.
+fn lock_unheld<'d>(drive: &'d Mutex<Block>, hand: &Hand) -> MutexGuard<'d, Block> {
+    loop {
+        let locked = lock(drive);
+        if !hand.is_held() {
+            return locked;
+        }
+        drop(locked);
+        hand.wait_while_held();
     }
 }
 

@@ -13,9 +13,9 @@ use translations::{Place, Translations};
 
 use crate::args::FailingArg;
 use crate::failure::Failure;
+use crate::filter::Filter;
 
-/// What is to be seen of the engine.
-#[derive(Debug, Default)]
+/// What is to be seen of the engine, and what its thread may do.
 pub(crate) struct Watching {
     /// Where its counters go.
     pub(crate) counters: Arc<Counters>,
@@ -23,6 +23,8 @@ pub(crate) struct Watching {
     pub(crate) trace: Option<File>,
     /// Whether it fails.
     pub(crate) failing: Option<Failing>,
+    /// The filter of the thread that keeps translations.
+    pub(crate) of_saver: Option<Filter>,
 }
 
 impl From<FailingArg> for Failing {
@@ -40,6 +42,9 @@ impl Watching {
         engine = engine.counted(self.counters);
         if let Some(file) = self.trace {
             engine = engine.traced(Arc::new(EngineTrace::new(file)));
+        }
+        if let Some(filter) = self.of_saver {
+            engine = engine.confining_saver(move || filter.confine_this_thread());
         }
         match self.failing {
             Some(failing) => engine.failing(failing),

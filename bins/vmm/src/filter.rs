@@ -1,6 +1,7 @@
 //! The system calls that a thread may make. On a vCPU's: what is left to a guest that
 //! found its way out of the engine; docs/engine-security.md says what stands before. On
-//! the others ([`household`]): what is left to who took them over by what they read.
+//! the others, each kind with a list of its own: what is left to who took them over by what
+//! they read.
 //!
 //! Invariant: a call that is not listed is not done. Its thread gets SIGSYS and the
 //! process ends with [`exit::FORBIDDEN_CALL`], naming the call; by SIGSYS itself where
@@ -10,11 +11,15 @@
 //! (`machine`), that SIGSYS is not blocked in it (`hv_soft`).
 #![allow(unsafe_code)] // a signal handler with a stack of its own
 
+mod api;
 mod choice;
 mod disk;
+mod event_loop;
+mod every;
 #[cfg(test)]
 mod exactness;
-mod household;
+mod records;
+mod signals;
 
 use std::io;
 use std::sync::Arc;
@@ -24,7 +29,7 @@ use seccompiler::{
     SeccompRule, TargetArch,
 };
 
-pub(crate) use choice::{API, Choice, DISK, VCPU, VMM};
+pub(crate) use choice::{API, Choice, DISK, RECORDS, SIGNALS, VCPU, VMM};
 
 use crate::failure::exit;
 
@@ -32,7 +37,6 @@ use crate::failure::exit;
 const ANY: &[i64] = &[
     // memory: the allocator, the code cache's pages, the end of the thread
     libc::SYS_brk,
-    libc::SYS_madvise,
     libc::SYS_mremap,
     libc::SYS_munmap,
     // other threads, and waiting
@@ -100,24 +104,28 @@ const REFUSED: &[i64] = &[
     libc::SYS_ioctl,
 ];
 
-/// What a panic asks for while it looks for its program's symbols, of a drive's thread.
-const DISKS_REFUSED: &[i64] = &[
-    libc::SYS_openat,
-    libc::SYS_readlink,
-    libc::SYS_newfstatat,
-    libc::SYS_statx,
-    libc::SYS_getcwd,
-];
-
+// Linux, include/uapi/linux/kvm.h
 const KVM_IRQ_LINE: u64 = 0x4008_ae61;
+const KVM_GET_IRQCHIP: u64 = 0xc208_ae62;
+const KVM_GET_CLOCK: u64 = 0x8030_ae7c;
+const KVM_GET_DIRTY_LOG: u64 = 0x4010_ae42;
+const KVM_SET_USER_MEMORY_REGION: u64 = 0x4020_ae46;
+// include/uapi/linux/sockios.h, include/uapi/asm-generic/ioctls.h
+const SIOCGIFINDEX: u64 = 0x8933;
+const FIONBIO: u64 = 0x5421;
+// include/uapi/linux/if_tun.h
+const TUNSETIFF: u64 = 0x4004_54ca;
+const TUNSETVNETHDRSZ: u64 = 0x4004_54d8;
+/// What a network interface asks of its TAP device when a driver comes.
+const TUNSETOFFLOAD: u64 = 0x4004_54d0;
 
 /// What a thread that runs a vCPU of KVM's asks of it (Linux, include/uapi/linux/kvm.h).
 const KVM: &[u64] = &[
     0xae80, // KVM_RUN
     KVM_IRQ_LINE,
-    0x4020_ae46, // KVM_SET_USER_MEMORY_REGION, when memory comes or goes
-    0xaead,      // KVM_KVMCLOCK_CTRL
-    0x8090_ae81, // KVM_GET_REGS, and so on: state
+    KVM_SET_USER_MEMORY_REGION, // when memory comes or goes
+    0xaead,                     // KVM_KVMCLOCK_CTRL
+    0x8090_ae81,                // KVM_GET_REGS, and so on: state
     0xaea3,
     0x4090_ae82,
     0x8138_ae83,
@@ -137,10 +145,6 @@ const KVM: &[u64] = &[
     0x8188_aea6,
     0x4188_aea7,
 ];
-
-/// What a network interface asks of its TAP device when a driver comes
-/// (linux/if_tun.h).
-const TUNSETOFFLOAD: u64 = 0x4004_54d0;
 
 const ARCH_SET_GS: u64 = 0x1001;
 const ARCH_GET_GS: u64 = 0x1004;
@@ -187,22 +191,38 @@ impl Filter {
         Self::of(allowed, refused, libc::EACCES)
     }
 
-    /// The filter for threads that run no guest code.
+    /// The filter for the event loop.
     ///
     /// # Errors
     /// As above.
-    pub(crate) fn for_household() -> io::Result<Self> {
+    pub(crate) fn for_event_loop() -> io::Result<Self> {
         let allowed = || {
-            let mut rules = plain(household::ANY);
-            rules.extend(nothing_new_and_nobody_else()?);
+            let mut rules = common(&[event_loop::ANY])?;
             let is = SeccompCmpOp::Eq;
             rules.insert(libc::SYS_socket, one_of(0, &is, &[libc::AF_UNIX as u64])?);
-            rules.insert(libc::SYS_prctl, one_of(0, &is, household::PRCTL)?);
-            // Threads, not processes. Flags of clone3(2) are out of a filter's sight: the
-            // C library does without it where it is not there.
-            let thread = libc::CLONE_THREAD as u64;
-            let threads = one_of(0, &SeccompCmpOp::MaskedEq(thread), &[thread])?;
-            rules.insert(libc::SYS_clone, threads);
+            let requests = one_of(1, &is, event_loop::REQUESTS)?;
+            rules.insert(libc::SYS_ioctl, requests);
+            Ok(rules)
+        };
+        Self::of(allowed, || Ok(Rules::new()), libc::EACCES)
+    }
+
+    /// The filter for the API's threads.
+    ///
+    /// # Errors
+    /// As above.
+    pub(crate) fn for_api() -> io::Result<Self> {
+        let allowed = || {
+            let mut rules = common(&[api::ANY])?;
+            let is = SeccompCmpOp::Eq;
+            rules.insert(libc::SYS_socket, one_of(0, &is, &[libc::AF_UNIX as u64])?);
+            rules.insert(libc::SYS_prctl, one_of(0, &is, api::PRCTL)?);
+            rules.insert(libc::SYS_ioctl, one_of(1, &is, api::REQUESTS)?);
+            let descriptors = [every::DESCRIPTORS, api::COPIES].concat();
+            rules.insert(libc::SYS_fcntl, one_of(1, &is, &descriptors)?);
+            // Flags of clone3(2) are out of a filter's sight: the C library does without it
+            // where it is not there.
+            rules.insert(libc::SYS_clone, one_of(0, &is, &[api::A_THREAD])?);
             rules.insert(libc::SYS_clone3, Vec::new());
             Ok(rules)
         };
@@ -216,17 +236,30 @@ impl Filter {
     /// As above.
     pub(crate) fn for_disks() -> io::Result<Self> {
         let allowed = || {
-            let mut rules = plain(disk::ANY);
-            rules.extend(nothing_new_and_nobody_else()?);
-            let is = SeccompCmpOp::Eq;
-            rules.insert(libc::SYS_ioctl, one_of(1, &is, &[KVM_IRQ_LINE])?);
-            // std looks whether a descriptor is open before it closes it, in debug builds.
-            let looks = [libc::F_GETFD as u64, libc::F_GETFL as u64];
-            rules.insert(libc::SYS_fcntl, one_of(1, &is, &looks)?);
-            rules.extend(plain(DISKS_REFUSED));
+            let mut rules = common(&[disk::ANY, disk::REFUSED])?;
+            let requests = one_of(1, &SeccompCmpOp::Eq, disk::REQUESTS)?;
+            rules.insert(libc::SYS_ioctl, requests);
             Ok(rules)
         };
-        Self::of(allowed, || Ok(plain(DISKS_REFUSED)), libc::EACCES)
+        Self::of(allowed, || Ok(plain(disk::REFUSED)), libc::EACCES)
+    }
+
+    /// The filter for threads that write what is to last.
+    ///
+    /// # Errors
+    /// As above.
+    pub(crate) fn for_records() -> io::Result<Self> {
+        let allowed = || common(&[records::ANY]);
+        Self::of(allowed, || Ok(Rules::new()), libc::EACCES)
+    }
+
+    /// The filter for the thread that takes signals.
+    ///
+    /// # Errors
+    /// As above.
+    pub(crate) fn for_signals() -> io::Result<Self> {
+        let allowed = || common(&[signals::ANY, signals::REFUSED]);
+        Self::of(allowed, || Ok(plain(signals::REFUSED)), libc::EACCES)
     }
 
     fn of(
@@ -290,7 +323,16 @@ fn one_of(
     rules.collect()
 }
 
-/// Nothing new becomes executable; abort() and panics signal their own process only.
+/// What every thread may that runs no guest code, and `more` with any arguments.
+fn common(more: &[&[i64]]) -> Result<Rules, seccompiler::BackendError> {
+    let mut rules = plain(&[&[every::ANY], more].concat().concat());
+    rules.extend(nothing_new_and_nobody_else()?);
+    let descriptors = one_of(1, &SeccompCmpOp::Eq, every::DESCRIPTORS)?;
+    rules.insert(libc::SYS_fcntl, descriptors);
+    Ok(rules)
+}
+
+/// Nothing new becomes executable; memory is not merged with that of others; abort() and panics signal their own process only.
 fn nothing_new_and_nobody_else() -> Result<Rules, seccompiler::BackendError> {
     let no_exec = one_of(2, &SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64), &[0])?;
     let own = u64::from(std::process::id());
@@ -298,6 +340,10 @@ fn nothing_new_and_nobody_else() -> Result<Rules, seccompiler::BackendError> {
     Ok(Rules::from([
         (libc::SYS_mmap, no_exec.clone()),
         (libc::SYS_mprotect, no_exec),
+        (
+            libc::SYS_madvise,
+            one_of(2, &SeccompCmpOp::Eq, every::ADVICE)?,
+        ),
         (libc::SYS_tgkill, own),
     ]))
 }

@@ -24,6 +24,7 @@ use serde::Serialize;
 use serde_json::Value;
 use translations::{Counts, Translations};
 
+use crate::filter::Filter;
 use crate::whole_lines::WholeLines;
 
 /// Of latencies: they do not add up, so they are told as they are.
@@ -296,11 +297,17 @@ impl Metrics {
         lock(&self.writer).engine = Some((counters, kept));
     }
 
-    /// Writes the first line, and starts the thread that writes the others.
+    /// Writes the first line, and starts the thread that writes the others, behind `filter`
+    /// if the calling thread has none.
     ///
     /// # Errors
     /// Why not, in one line; nothing changed then.
-    pub(crate) fn configure(&self, id: &str, asked: &MetricsDraft) -> Result<(), String> {
+    pub(crate) fn configure(
+        &self,
+        id: &str,
+        asked: &MetricsDraft,
+        filter: Option<Filter>,
+    ) -> Result<(), String> {
         let mut thread = lock(&self.thread);
         if thread.is_some() {
             return Err("metrics are configured already: that can be done once".to_owned());
@@ -320,6 +327,10 @@ impl Metrics {
         let started = std::thread::Builder::new()
             .name("metrics".to_owned())
             .spawn(move || {
+                if let Some(Err(error)) = filter.map(|filter| filter.confine_this_thread()) {
+                    tracing::warn!(%error, "metrics are written when asked for only");
+                    return;
+                }
                 while ended.recv_timeout(PERIOD) == Err(RecvTimeoutError::Timeout) {
                     lock(&writer).write_or_say();
                 }
@@ -384,9 +395,9 @@ mod tests {
         };
         let metrics = Metrics::default();
         metrics.add(|| BTreeMap::from([("group".to_owned(), json!({"n": 4}))]));
-        assert!(metrics.configure("vm", &asked("none/m")).is_err());
-        metrics.configure("vm", &asked("m")).unwrap();
-        assert!(metrics.configure("vm", &asked("m")).is_err());
+        assert!(metrics.configure("vm", &asked("none/m"), None).is_err());
+        metrics.configure("vm", &asked("m"), None).unwrap();
+        assert!(metrics.configure("vm", &asked("m"), None).is_err());
         metrics.flush().unwrap();
         metrics.end();
         let text = std::fs::read_to_string(dir.path().join("m")).unwrap();

@@ -102,7 +102,8 @@ pub(crate) fn run(args: &Args, status: &mut Status) -> Result<u8, Failure> {
     let filters = Choice::new(args.no_seccomp, args.seccomp_filter.as_deref())?;
     let (to_main, from_others) = channel();
     let stopping = Stopping::default();
-    stop_on_signals(&stopping, to_main.clone()).map_err(host("take signals"))?;
+    let confine = filters.of(filter::SIGNALS, Filter::for_signals)?;
+    stop_on_signals(&stopping, to_main.clone(), confine).map_err(host("take signals"))?;
     let draft = match jailed {
         Some(draft) => Some(draft),
         None => read()?,
@@ -171,7 +172,7 @@ pub(crate) fn run(args: &Args, status: &mut Status) -> Result<u8, Failure> {
     };
     status.started();
     tracing::info!(id = args.id, "started");
-    if let Some(filter) = filters.of(filter::VMM, Filter::for_household)? {
+    if let Some(filter) = filters.of(filter::VMM, Filter::for_event_loop)? {
         let confined = filter.confine_this_thread();
         confined.map_err(host("confine the event loop's thread"))?;
     }
@@ -259,6 +260,7 @@ impl Life<'_> {
                 File::create(path)
             })?,
             failing: args.fail_engine.map(Into::into),
+            of_saver: self.filters.of(filter::RECORDS, Filter::for_records)?,
         };
         let counters = Arc::clone(&watching.counters);
         let chosen = engine::choose(blueprint, args.translation_cache.as_deref(), watching)?;
@@ -412,13 +414,12 @@ impl Life<'_> {
             metrics_path: path.clone(),
             ..MetricsDraft::default()
         });
-        match by_argument.as_ref().or(asked) {
-            None => Ok(()),
-            Some(asked) => self
-                .metrics
-                .configure(&self.args.id, asked)
-                .map_err(|why| Failure::Metrics { why }),
-        }
+        let Some(asked) = by_argument.as_ref().or(asked) else {
+            return Ok(());
+        };
+        let filter = self.filters.of(filter::RECORDS, Filter::for_records)?;
+        let configured = self.metrics.configure(&self.args.id, asked, filter);
+        configured.map_err(|why| Failure::Metrics { why })
     }
 }
 
@@ -478,7 +479,7 @@ fn serve(api: &mut Option<Api>, frontend: &Arc<Frontend>, filters: &Choice) -> R
         return Ok(());
     };
     let serve: Arc<dyn Serve> = frontend.clone();
-    let filter = filters.of(filter::API, Filter::for_household)?;
+    let filter = filters.of(filter::API, Filter::for_api)?;
     std::thread::Builder::new()
         .name("api".to_owned())
         .spawn(move || {
@@ -531,9 +532,14 @@ fn startup_time(args: &Args) -> Value {
     })
 }
 
-fn stop_on_signals(stopping: &Stopping, to_main: Sender<ToMain>) -> std::io::Result<()> {
+fn stop_on_signals(
+    stopping: &Stopping,
+    to_main: Sender<ToMain>,
+    filter: Option<Filter>,
+) -> std::io::Result<()> {
     let stopping = stopping.clone();
-    surroundings::stop_on_signals(move |signal| {
+    let confine = move || filter.map_or(Ok(()), |filter| filter.confine_this_thread());
+    surroundings::stop_on_signals(confine, move |signal| {
         stopping.signal.store(signal, Ordering::SeqCst);
         match stopping.machine.get() {
             Some(machine) => machine.stop(),

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::os::fd::{OwnedFd, RawFd};
+use std::sync::mpsc;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, Resource, Signal, getrlimit, setrlimit};
@@ -86,16 +87,27 @@ pub(crate) fn block_stop_signals() -> std::io::Result<()> {
     Ok(())
 }
 
-/// Starts the one thread that takes the stop signals: the first one is
-/// given to `first`, which stops the machine; a second one ends this process at once.
+/// Starts the one thread that takes the stop signals, once it has called `confine`: the
+/// first one is given to `first`, which stops the machine; a second one ends this process at once.
 ///
 /// # Errors
-/// The host's.
-pub(crate) fn stop_on_signals(first: impl Fn(i32) + Send + 'static) -> std::io::Result<()> {
+/// The host's, and those of `confine`.
+pub(crate) fn stop_on_signals(
+    confine: impl FnOnce() -> std::io::Result<()> + Send + 'static,
+    first: impl Fn(i32) + Send + 'static,
+) -> std::io::Result<()> {
     let mut signals = Signals::new(STOP_SIGNALS)?;
+    let (tell, told) = mpsc::channel();
     std::thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || {
+            let confined = confine();
+            let may_run = confined.is_ok();
+            let _ = tell.send(confined);
+            drop(tell);
+            if !may_run {
+                return;
+            }
             for signal in STOP_SIGNALS {
                 // It was blocked by the same call, which succeeded.
                 let _ = unblock_signal(signal);
@@ -109,5 +121,6 @@ pub(crate) fn stop_on_signals(first: impl Fn(i32) + Send + 'static) -> std::io::
                 first(signal);
             }
         })?;
-    Ok(())
+    // A thread that is gone without a word panicked.
+    told.recv().unwrap_or(Ok(()))
 }

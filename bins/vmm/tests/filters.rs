@@ -50,10 +50,21 @@ fn await_filters(process: &Child, wanted: &[(&str, u32)]) {
 }
 
 #[test]
-fn vcpus_event_loop_and_api_run_behind_filters_unless_told_otherwise() {
+fn every_thread_runs_behind_filters_unless_told_otherwise() {
     for (arg, programs) in [(None, 2), (Some("--no-seccomp"), 0)] {
         let host = Host::new();
-        let config = host.config(SPIN, json!({"serial": {"serial_out_path": "DIR/log"}}));
+        std::fs::write(host.path("disk"), [0; 4096]).unwrap();
+        let drive = json!({
+            "drive_id": "d", "path_on_host": "DIR/disk", "is_root_device": false,
+        });
+        let config = host.config(
+            SPIN,
+            json!({
+                "serial": {"serial_out_path": "DIR/log"},
+                "metrics": {"metrics_path": "DIR/metrics"},
+                "drives": [drive],
+            }),
+        );
         let socket = host.path("api.sock");
         let mut command = Command::new(VMM);
         command
@@ -66,21 +77,27 @@ fn vcpus_event_loop_and_api_run_behind_filters_unless_told_otherwise() {
                 "--level",
                 "error",
                 "--translation-cache",
-                "off",
             ])
+            .arg(host.path("kept"))
             .args(arg)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let child = command.spawn().unwrap();
-        await_filters(
-            &child,
-            &[
-                ("vcpu0", programs),
-                ("kombi-vmm", programs),
-                ("api", programs),
-            ],
-        );
+        let mut threads = vec![
+            "vcpu0",
+            "kombi-vmm",
+            "api",
+            "signals",
+            "translations",
+            "metrics",
+        ];
+        // Without filters it starts when it is needed.
+        threads.extend(arg.is_none().then_some("disk"));
+        let wanted: Vec<_> = threads.iter().map(|name| (*name, programs)).collect();
+        await_filters(&child, &wanted);
+        let found = of_threads(&child);
+        assert_eq!(found.len(), threads.len(), "{found:?}");
         kill_process(pid(&child), Signal::TERM).unwrap();
         assert_eq!(finish(child).status.code(), Some(143));
     }

@@ -26,7 +26,7 @@ use crate::mmu::spaces::Spaces;
 use crate::mmu::tlb::{self, Fills, PageSet};
 use crate::msr::PLAIN;
 use crate::peers::Peers;
-use crate::recall::Saver;
+use crate::recall::{Confine, Saver};
 use crate::stats::EngineStats;
 use crate::stepping::Stepping;
 use crate::trace::EngineTrace;
@@ -87,6 +87,7 @@ pub struct SoftHypervisor {
     options: Options,
     observer: Option<Observer>,
     kept: Option<Arc<Translations>>,
+    confine_saver: Option<Confine>,
     wanted: Wanted,
     template: Arc<CpuTemplate>,
 }
@@ -109,6 +110,18 @@ impl SoftHypervisor {
             kept: Some(kept),
             ..self
         }
+    }
+
+    /// The engine whose thread that writes translations calls `confine` before it does
+    /// anything: to give up what it does not need. If that fails, translations are written
+    /// by [`Translations::save`] only.
+    #[must_use]
+    pub fn confining_saver(
+        mut self,
+        confine: impl Fn() -> std::io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        self.confine_saver = Some(Confine::new(confine));
+        self
     }
 
     /// The engine whose guests' CPU shows what `template` leaves. Features that it takes
@@ -193,7 +206,8 @@ impl Hypervisor for SoftHypervisor {
         let listener: Arc<dyn AccessListener> = Arc::clone(&peers) as _;
         memory.listen(Arc::downgrade(&listener));
         let clock = Clock::new();
-        let saver = self.kept.as_ref().and_then(Saver::start);
+        let saver = self.kept.as_ref();
+        let saver = saver.and_then(|kept| Saver::start(kept, self.confine_saver.clone()));
         let mut cpus = Vec::new();
         for (id, bell) in bells.into_iter().enumerate() {
             let ram = Ram::new(memory.clone());

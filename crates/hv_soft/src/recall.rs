@@ -5,6 +5,7 @@
 //!
 //! Left to others: keeping them (`translations`).
 
+use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 
@@ -105,20 +106,40 @@ impl Cpu {
     }
 }
 
+/// What a thread does to itself before it does anything.
+#[derive(Clone)]
+pub(crate) struct Confine(Arc<dyn Fn() -> io::Result<()> + Send + Sync>);
+
+impl Confine {
+    pub(crate) fn new(confine: impl Fn() -> io::Result<()> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(confine))
+    }
+}
+
+impl std::fmt::Debug for Confine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Confine")
+    }
+}
+
 /// Who writes translations to disk: a thread of its own, there before any vCPU runs,
 /// as a vCPU's thread may be forbidden to start threads and to open files.
 #[derive(Clone)]
 pub(crate) struct Saver(Sender<()>);
 
 impl Saver {
-    /// Starts it; it ends with its last clone. `None` without a thread: translations
-    /// are saved at the machine's end then.
-    pub(crate) fn start(kept: &Arc<Translations>) -> Option<Self> {
+    /// Starts it, to begin with `confine`; it ends with its last clone. `None` without a
+    /// thread: translations are saved at the machine's end then.
+    pub(crate) fn start(kept: &Arc<Translations>, confine: Option<Confine>) -> Option<Self> {
         let (ask, asked) = channel();
         let kept = Arc::clone(kept);
         std::thread::Builder::new()
             .name("translations".into())
             .spawn(move || {
+                if let Some(Err(error)) = confine.map(|confine| (confine.0)()) {
+                    tracing::warn!(%error, "translations are kept at the end only");
+                    return;
+                }
                 while asked.recv().is_ok() {
                     save(&kept);
                 }
@@ -128,7 +149,7 @@ impl Saver {
     }
 
     fn ask(&self) {
-        // It is gone only if it panicked.
+        // It is gone only if it panicked or was not confined.
         let _ = self.0.send(());
     }
 }

@@ -18,9 +18,13 @@ pub(crate) const API: &str = "api";
 /// Those that run vCPUs.
 pub(crate) const VCPU: &str = "vcpu";
 
-/// Those that wait for disks: with filters of a file, that of [`VMM`], unless it has one
-/// more.
+/// Those that wait for disks. It and those below are ours: with filters of a file they get
+/// that of [`VMM`], unless it has one more.
 pub(crate) const DISK: &str = "disk";
+/// Those that write kept translations, and metrics that no client asked for.
+pub(crate) const RECORDS: &str = "records";
+/// That which takes signals.
+pub(crate) const SIGNALS: &str = "signals";
 
 /// The filters of this process.
 pub(crate) enum Choice {
@@ -67,7 +71,7 @@ impl Choice {
                 source,
             }),
             Choice::Given(filters) => {
-                let other = || filters.get(VMM).filter(|_| thread == DISK);
+                let other = || filters.get(VMM).filter(|_| ![API, VCPU].contains(&thread));
                 Ok(filters.get(thread).or_else(other).cloned())
             }
         }

@@ -71,64 +71,103 @@ fn verdict(programs: &[BpfProgram], number: i64, args: [u64; 6]) -> Verdict {
     all.max_by_key(strictness).unwrap()
 }
 
-/// Calls that pass with some arguments only.
+/// Calls that pass with some arguments only, on every thread.
 const BY_ARGUMENT: &[i64] = &[
     libc::SYS_mmap,
     libc::SYS_mprotect,
+    libc::SYS_madvise,
     libc::SYS_tgkill,
-    libc::SYS_socket,
+    libc::SYS_fcntl,
 ];
+
+struct Wanted {
+    name: &'static str,
+    filter: Filter,
+    any: Vec<i64>,
+    refused: Vec<i64>,
+    /// Besides [`BY_ARGUMENT`].
+    by_argument: Vec<i64>,
+}
+
+fn every_filter() -> Vec<Wanted> {
+    let with = |list: &[i64]| [every::ANY, list].concat();
+    let vcpu = vec![
+        libc::SYS_arch_prctl,
+        libc::SYS_rt_sigaction,
+        libc::SYS_socket,
+    ];
+    let but_ioctl = |list: &[i64]| -> Vec<i64> {
+        let others = list.iter().filter(|call| **call != libc::SYS_ioctl);
+        others.copied().collect()
+    };
+    vec![
+        Wanted {
+            name: "software engine",
+            filter: Filter::for_translated_code().unwrap(),
+            any: ANY.to_vec(),
+            refused: REFUSED.to_vec(),
+            by_argument: vcpu.clone(),
+        },
+        Wanted {
+            name: "KVM",
+            filter: Filter::for_kvm().unwrap(),
+            any: ANY.to_vec(),
+            refused: but_ioctl(REFUSED),
+            by_argument: [vcpu, vec![libc::SYS_ioctl]].concat(),
+        },
+        Wanted {
+            name: "disk",
+            filter: Filter::for_disks().unwrap(),
+            any: with(disk::ANY),
+            refused: disk::REFUSED.to_vec(),
+            by_argument: vec![libc::SYS_ioctl],
+        },
+        Wanted {
+            name: "event loop",
+            filter: Filter::for_event_loop().unwrap(),
+            any: with(event_loop::ANY),
+            refused: Vec::new(),
+            by_argument: vec![libc::SYS_ioctl, libc::SYS_socket],
+        },
+        Wanted {
+            name: "API",
+            filter: Filter::for_api().unwrap(),
+            any: with(api::ANY),
+            refused: vec![libc::SYS_clone3],
+            by_argument: vec![
+                libc::SYS_ioctl,
+                libc::SYS_socket,
+                libc::SYS_prctl,
+                libc::SYS_clone,
+            ],
+        },
+        Wanted {
+            name: "records",
+            filter: Filter::for_records().unwrap(),
+            any: with(records::ANY),
+            refused: Vec::new(),
+            by_argument: Vec::new(),
+        },
+        Wanted {
+            name: "signals",
+            filter: Filter::for_signals().unwrap(),
+            any: with(signals::ANY),
+            refused: signals::REFUSED.to_vec(),
+            by_argument: Vec::new(),
+        },
+    ]
+}
 
 #[test]
 fn each_filter_lets_what_is_listed_pass_and_traps_every_other_call() {
-    let some = |calls: &[&[i64]]| calls.concat();
-    let vcpu = [
-        libc::SYS_arch_prctl,
-        libc::SYS_fcntl,
-        libc::SYS_rt_sigaction,
-    ];
-    let of_kvm: Vec<i64> = REFUSED
-        .iter()
-        .copied()
-        .filter(|call| *call != libc::SYS_ioctl)
-        .collect();
-    let household = [libc::SYS_clone, libc::SYS_prctl];
-    for (name, filter, any, refused, by_argument) in [
-        (
-            "software engine",
-            Filter::for_translated_code().unwrap(),
-            ANY,
-            REFUSED.to_vec(),
-            some(&[BY_ARGUMENT, &vcpu]),
-        ),
-        (
-            "KVM",
-            Filter::for_kvm().unwrap(),
-            ANY,
-            of_kvm,
-            some(&[BY_ARGUMENT, &vcpu, &[libc::SYS_ioctl]]),
-        ),
-        (
-            "disk",
-            Filter::for_disks().unwrap(),
-            disk::ANY,
-            DISKS_REFUSED.to_vec(),
-            vec![
-                libc::SYS_mmap,
-                libc::SYS_mprotect,
-                libc::SYS_tgkill,
-                libc::SYS_ioctl,
-                libc::SYS_fcntl,
-            ],
-        ),
-        (
-            "household",
-            Filter::for_household().unwrap(),
-            household::ANY,
-            vec![libc::SYS_clone3],
-            some(&[BY_ARGUMENT, &household]),
-        ),
-    ] {
+    for Wanted {
+        name,
+        filter,
+        any,
+        refused,
+        by_argument,
+    } in every_filter()
+    {
         for number in 0..CALLS {
             // No listed value of any argument.
             let odd = verdict(&filter.programs, number, [u64::MAX; 6]);
@@ -139,16 +178,11 @@ fn each_filter_lets_what_is_listed_pass_and_traps_every_other_call() {
             } else {
                 Verdict::Trap
             };
-            // A mask of flags is met by all bits: threads are made, and code is not.
-            if number == libc::SYS_clone && by_argument.contains(&number) {
-                assert_eq!(odd, Verdict::Allow, "{name} {number}");
-            } else {
-                assert_eq!(odd, wanted, "{name} {number}");
-            }
+            assert_eq!(odd, wanted, "{name} {number}");
         }
-        for call in by_argument {
+        for call in by_argument.iter().chain(BY_ARGUMENT) {
             assert!(
-                !any.contains(&call) && !refused.contains(&call),
+                !any.contains(call) && !refused.contains(call),
                 "{name} {call}"
             );
         }
@@ -159,6 +193,21 @@ fn each_filter_lets_what_is_listed_pass_and_traps_every_other_call() {
     }
 }
 
+/// All values of a request or command from 0 to 0xffff, and listed ones.
+fn passing(filter: &Filter, call: i64, argument: usize, others: &[u64]) -> Vec<u64> {
+    let tried = (0..=0xffff).chain(others.iter().copied());
+    let mut passing: Vec<u64> = tried
+        .filter(|value| {
+            let mut args = [0; 6];
+            args[argument] = *value;
+            verdict(&filter.programs, call, args) == Verdict::Allow
+        })
+        .collect();
+    passing.sort_unstable();
+    passing.dedup();
+    passing
+}
+
 #[test]
 fn arguments_decide_where_a_call_could_do_more() {
     let own = u64::from(std::process::id());
@@ -167,47 +216,53 @@ fn arguments_decide_where_a_call_could_do_more() {
         all[..args.len()].copy_from_slice(args);
         verdict(&filter.programs, call, all) == Verdict::Allow
     };
-    let filters = [
-        Filter::for_translated_code().unwrap(),
-        Filter::for_kvm().unwrap(),
-        Filter::for_household().unwrap(),
-    ];
-    for filter in &filters {
+    // Each request that any list has, and TIOCSTI, which types into a terminal.
+    let requests = [KVM, api::REQUESTS, event_loop::REQUESTS, &[0x5412]].concat();
+    let sorted = |lists: &[&[u64]]| {
+        let mut all = lists.concat();
+        all.sort_unstable();
+        all.dedup();
+        all
+    };
+    for Wanted { name, filter, .. } in every_filter() {
         for call in [libc::SYS_mmap, libc::SYS_mprotect] {
-            assert!(allow(filter, call, &[0, 4096, 3]));
-            assert!(!allow(filter, call, &[0, 4096, 5]));
+            assert!(allow(&filter, call, &[0, 4096, 3]), "{name}");
+            assert!(!allow(&filter, call, &[0, 4096, 5]), "{name}");
         }
-        assert!(allow(filter, libc::SYS_tgkill, &[own, 1, 6]));
-        assert!(!allow(filter, libc::SYS_tgkill, &[own + 1, 1, 6]));
-        assert!(allow(filter, libc::SYS_socket, &[1]));
-        assert!(!allow(filter, libc::SYS_socket, &[2]));
+        assert!(allow(&filter, libc::SYS_tgkill, &[own, 1, 6]), "{name}");
+        assert!(!allow(&filter, libc::SYS_tgkill, &[own + 1, 1, 6]));
+        let advice = passing(&filter, libc::SYS_madvise, 2, &[]);
+        assert_eq!(advice, sorted(&[every::ADVICE]), "{name}");
+        let copies: &[u64] = if name == "API" { api::COPIES } else { &[] };
+        let commands = passing(&filter, libc::SYS_fcntl, 1, &[]);
+        assert_eq!(commands, sorted(&[every::DESCRIPTORS, copies]), "{name}");
+        let of = passing(&filter, libc::SYS_ioctl, 1, &requests);
+        let wanted = match name {
+            "software engine" => vec![TUNSETOFFLOAD],
+            "KVM" => sorted(&[KVM, &[TUNSETOFFLOAD]]),
+            "disk" => vec![KVM_IRQ_LINE],
+            "event loop" => sorted(&[event_loop::REQUESTS]),
+            "API" => sorted(&[api::REQUESTS]),
+            _ => Vec::new(),
+        };
+        assert_eq!(of, wanted, "{name}");
+        let families = passing(&filter, libc::SYS_socket, 0, &[]);
+        let unix_only = match name {
+            "disk" | "records" | "signals" => Vec::new(),
+            _ => vec![libc::AF_UNIX as u64],
+        };
+        assert_eq!(families, unix_only, "{name}");
     }
-    let disk = Filter::for_disks().unwrap();
-    for call in [libc::SYS_mmap, libc::SYS_mprotect] {
-        assert!(allow(&disk, call, &[0, 4096, 3]));
-        assert!(!allow(&disk, call, &[0, 4096, 5]));
+    let api = Filter::for_api().unwrap();
+    assert!(allow(&api, libc::SYS_clone, &[api::A_THREAD]));
+    for more in [libc::CLONE_NEWUSER, libc::CLONE_NEWNS, libc::CLONE_UNTRACED] {
+        let flags = api::A_THREAD | more as u64;
+        assert!(!allow(&api, libc::SYS_clone, &[flags]), "{more:#x}");
     }
-    assert!(allow(&disk, libc::SYS_ioctl, &[0, KVM_IRQ_LINE]));
-    assert!(!allow(&disk, libc::SYS_ioctl, &[0, KVM[0]]));
-    assert!(!allow(&disk, libc::SYS_tgkill, &[own + 1, 1, 6]));
-    // F_SETFL
-    assert!(!allow(&disk, libc::SYS_fcntl, &[0, 4]));
-    let [soft, kvm, household] = &filters;
-    assert!(!allow(soft, libc::SYS_ioctl, &[0, KVM[0]]));
-    for filter in [soft, kvm] {
-        assert!(allow(filter, libc::SYS_ioctl, &[0, 0x4004_54d0]));
-    }
-    for request in KVM {
-        assert!(allow(kvm, libc::SYS_ioctl, &[0, *request]));
-    }
-    // TIOCSTI, which types into a terminal
-    assert!(!allow(kvm, libc::SYS_ioctl, &[0, 0x5412]));
-    let thread = libc::CLONE_THREAD as u64;
-    assert!(allow(household, libc::SYS_clone, &[thread | 0x100]));
-    assert!(!allow(household, libc::SYS_clone, &[0x1200_0011]));
-    assert!(allow(household, libc::SYS_prctl, &[15]));
-    // PR_SET_DUMPABLE
-    assert!(!allow(household, libc::SYS_prctl, &[4]));
+    // What fork(3) asks for.
+    assert!(!allow(&api, libc::SYS_clone, &[0x0120_0011]));
+    let names = passing(&api, libc::SYS_prctl, 0, &[libc::PR_SET_VMA as u64]);
+    assert_eq!(names, sorted(&[api::PRCTL]));
 }
 
 #[test]
@@ -256,9 +311,20 @@ fn what_makes_processes_or_takes_privileges_is_on_no_list() {
         libc::SYS_link,
         libc::SYS_linkat,
     ];
-    for call in never {
-        for list in [ANY, REFUSED, household::ANY, disk::ANY, DISKS_REFUSED] {
-            assert!(!list.contains(&call), "{call}");
+    for Wanted {
+        name,
+        any,
+        refused,
+        by_argument,
+        ..
+    } in every_filter()
+    {
+        for call in never {
+            let lists = [&any, &refused, &by_argument];
+            assert!(
+                !lists.iter().any(|list| list.contains(&call)),
+                "{name} {call}"
+            );
         }
     }
 }

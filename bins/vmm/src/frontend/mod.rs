@@ -226,7 +226,9 @@ impl Serve for Frontend {
             },
             Action::PutMetrics(asked) => match &mut *state {
                 State::Running(_) => Err(too_late()),
-                State::Preparing(preparing) => match self.metrics.configure(&self.id, &asked) {
+                // A thread started here has this one's filter.
+                State::Preparing(preparing) => match self.metrics.configure(&self.id, &asked, None)
+                {
                     Ok(()) => {
                         preparing.metrics(asked);
                         Ok(Answer::Done)

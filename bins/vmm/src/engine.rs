@@ -107,6 +107,7 @@ pub(crate) fn choose(
     }
     let options = Options {
         cpu_model: asked.cpu_model(),
+        smt: asked.smt(),
         count_instructions: watching.trace.is_some(),
         ..Options::default()
     };
@@ -139,6 +140,7 @@ pub(crate) fn choose(
 fn open_kvm(asked: &Blueprint) -> Result<KvmHypervisor, hv::Error> {
     KvmHypervisor::open(hv_kvm::Options {
         cpu_model: asked.cpu_model(),
+        smt: asked.smt(),
     })
 }
 
@@ -147,6 +149,7 @@ fn open_kvm(asked: &Blueprint) -> Result<KvmHypervisor, hv::Error> {
 fn completed_by_soft(engine: KvmHypervisor, asked: &Blueprint) -> KvmHypervisor {
     let options = Options {
         cpu_model: asked.cpu_model(),
+        smt: asked.smt(),
         // Single instructions need no room.
         code_cache_bytes: 0,
         ..Options::default()

@@ -29,6 +29,8 @@ use crate::whole_lines::WholeLines;
 
 /// Of latencies: they do not add up, so they are told as they are.
 pub(crate) const EXTREMES: [&str; 2] = ["min_us", "max_us"];
+/// The group of times of single requests, which are told as they are as well.
+pub(crate) const LATENCIES: &str = "latencies_us";
 /// Firecracker's.
 const PERIOD: Duration = Duration::from_secs(60);
 
@@ -213,7 +215,10 @@ impl Writer {
         let totals: BTreeMap<_, _> = self.sources.iter().flat_map(|source| source()).collect();
         let groups = totals
             .iter()
-            .map(|(name, now)| (name.clone(), since(now, self.told.get(name))))
+            .map(|(name, now)| {
+                let before = self.told.get(name).filter(|_| name != LATENCIES);
+                (name.clone(), since(now, before))
+            })
             .collect();
         let stats = self.engine.as_ref().map(|(counters, _)| counters.sum());
         let kept = self.engine.as_ref().and_then(|(_, kept)| kept.as_ref());

@@ -25,6 +25,7 @@ use machine::{
 };
 use serde_json::{Value, json};
 use translations::Translations;
+use virtio::Counted;
 
 use crate::args::Args;
 use crate::engine::{self, Chosen, Watching};
@@ -389,21 +390,22 @@ impl Life<'_> {
             .iter()
             .map(|(id, net)| {
                 let net = net.lock().unwrap_or_else(PoisonError::into_inner);
-                (format!("net_{id}"), net.counters())
+                (format!("net_{id}"), net.counters() as Arc<dyn Counted>)
             })
             .collect();
+        let counted = [interfaces, handles.counted.clone()].concat();
         self.metrics.add(move || {
-            let each = interfaces.iter();
+            let each = counted.iter();
             let mut groups: BTreeMap<_, _> = each
-                .map(|(name, counters)| (name.clone(), counts(counters.all())))
+                .map(|(name, counted)| (name.clone(), counts(counted.counts().into_iter())))
                 .collect();
-            let mut all: BTreeMap<&str, u64> = BTreeMap::new();
-            for (_, counters) in &interfaces {
-                for (name, n) in counters.all() {
-                    *all.entry(name).or_default() += n;
-                }
+            for (all, prefix) in [("net", "net_"), ("pmem", "pmem_")] {
+                let each = groups.iter().filter(|(name, _)| name.starts_with(prefix));
+                let sum = each.map(|(_, group)| group.clone());
+                let sum = sum.reduce(|sum, group| together(sum, &group));
+                // Readers look for it in machines without, too.
+                groups.insert(all.to_owned(), sum.unwrap_or_else(|| json!({})));
             }
-            groups.insert("net".to_owned(), json!(all));
             groups
         });
     }

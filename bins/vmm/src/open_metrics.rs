@@ -13,13 +13,17 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use serde_json::Value;
 
-use crate::metrics::EXTREMES;
+use crate::metrics::{EXTREMES, LATENCIES};
 
 /// <https://prometheus.io/docs/specs/om/open_metrics_spec/>
 pub(crate) const MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// Groups of all devices of a kind together, how those of single ones begin, and what says
 /// which one a sample is of.
-const KINDS: [(&str, &str, &str); 2] = [("net", "net_", "interface"), ("block", "block_", "drive")];
+const KINDS: [(&str, &str, &str); 3] = [
+    ("net", "net_", "interface"),
+    ("block", "block_", "drive"),
+    ("pmem", "pmem_", "device"),
+];
 /// What says how things are and not how often something happened.
 const GAUGES: [&str; 3] = [
     "api_server_process_startup_time_us",
@@ -83,7 +87,7 @@ impl Collector for Families {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         for (name, samples) in &self.0 {
             let extreme = EXTREMES.iter().any(|end| name.ends_with(end));
-            let gauge = extreme || GAUGES.contains(&name.as_str());
+            let gauge = extreme || name.starts_with(LATENCIES) || GAUGES.contains(&name.as_str());
             let kind = if gauge {
                 MetricType::Gauge
             } else {
@@ -125,6 +129,7 @@ mod tests {
             "net": {"tx_count": 3},
             "net_eth0": {"tx_count": 1},
             "net_eth1": {"tx_count": 2},
+            "latencies_us": {"pause_vm": 70},
             "block": {"read_count": 4},
             "block_root": {"read_count": 4, "read_agg": {"max_us": 9}},
         });
@@ -145,6 +150,8 @@ mod tests {
                 "kombi_engine_exits_link_total 5",
                 "# TYPE kombi_engine_kept_in_file gauge",
                 "kombi_engine_kept_in_file 7",
+                "# TYPE kombi_latencies_us_pause_vm gauge",
+                "kombi_latencies_us_pause_vm 70",
                 "# TYPE kombi_net_tx_count counter",
                 "kombi_net_tx_count_total{interface=\"eth0\"} 1",
                 "kombi_net_tx_count_total{interface=\"eth1\"} 2",

@@ -72,19 +72,11 @@ fn what_is_asked_for_and_not_there_yet_is_said() {
         json!({"drive_id": "a", "is_root_device": false, "path_on_host": disk, "io_engine": "Async"}),
     );
     monitor.prepare(SPIN);
-    let more = json!({"smt": true, "track_dirty_pages": true, "huge_pages": "Transparent"});
+    let more = json!({"track_dirty_pages": true, "huge_pages": "Transparent"});
     assert_eq!(monitor.ask("PATCH", "/machine-config", Some(more)).0, 204);
-    let limiter = json!({"rate_limiter": {"size": 1, "refill_time": 1}});
-    monitor.put("/serial", limiter);
     assert_eq!(monitor.action("InstanceStart").0, 204);
     let log = std::fs::read_to_string(log).unwrap();
-    for what in [
-        "io_engine Async",
-        "smt",
-        "track_dirty_pages",
-        "huge_pages",
-        "serial's rate_limiter",
-    ] {
+    for what in ["io_engine Async", "track_dirty_pages", "huge_pages"] {
         assert!(
             log.contains(&format!("{what} is not there yet")),
             "{what}: {log}"
@@ -528,13 +520,7 @@ fn metrics_are_there_for_prometheus_without_a_file() {
     monitor.get("/version");
     monitor.prepare(SPIN);
     assert_eq!(monitor.action("InstanceStart").0, 204);
-    let mut stream = UnixStream::connect(&monitor.socket).unwrap();
-    stream
-        .write_all(b"GET /metrics HTTP/1.1\r\nConnection: close\r\n\r\n")
-        .unwrap();
-    let mut text = String::new();
-    std::io::Read::read_to_string(&mut stream, &mut text).unwrap();
-    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    let (head, body) = monitor.metrics();
     assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
     let kind = "Content-Type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n";
     assert!(head.contains(kind), "{head}");

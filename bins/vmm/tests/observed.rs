@@ -37,12 +37,29 @@ fn metrics_count_what_the_engine_did() {
     assert_eq!(last.pointer("/engine/name"), Some(&"soft".into()));
     // Five bytes to the serial port, one to the keyboard controller.
     assert_eq!(number(last, "/engine/pio"), 6);
+    assert_eq!(number(last, "/vcpu/exit_io_out"), 6);
+    assert_eq!(number(last, "/uart/write_count"), 5);
     assert!(number(last, "/engine/exits/interpret") >= 6);
     let made = number(last, "/engine/translations/made");
     assert!(made >= 6);
     assert_eq!(number(last, "/engine/kept/missed"), made);
     let rate = last.pointer("/engine/kept/hit_rate");
     assert_eq!(rate, Some(&0.0.into()), "{last}");
+}
+
+#[test]
+fn what_the_guest_says_beyond_the_serial_ports_limit_is_lost() {
+    let host = Host::new();
+    let path = host.path("metrics");
+    let limiter = serde_json::json!({"size": 4, "one_time_burst": 1, "refill_time": 3_600_000});
+    let rest = serde_json::json!({"serial": {"rate_limiter": limiter}});
+    let config = host.config(&say("hello world"), rest);
+    let output = host.run(&config, &["--metrics-path", path.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(output.stdout, b"hello");
+    let last = lines(&path).pop().unwrap();
+    assert_eq!(number(&last, "/uart/write_count"), 11);
+    assert_eq!(number(&last, "/uart/rate_limiter_dropped_bytes"), 6);
 }
 
 /// A read of the first sector, by a guest of a few instructions.

@@ -494,6 +494,16 @@ fn linux_goes_on_in_several_processes_at_once() {
     }
     pause(&first);
     first.put("/snapshot/create", files.create());
+    for name in [
+        "kombi_latencies_us_pause_vm",
+        "kombi_latencies_us_vmm_full_create_snapshot",
+        "kombi_entropy_entropy_bytes_total",
+    ] {
+        assert!(first.counted(name) > 0, "{name}");
+    }
+    // There is a device, whose driver had nothing to say.
+    assert_eq!(first.counted("kombi_balloon_inflate_count_total"), 0);
+    assert_eq!(first.counted("kombi_vsock_conns_added_total"), 0);
     drop(first);
     while let Ok(line) = console.recv_timeout(Duration::from_secs(5)) {
         if line.starts_with("tick ") && line.split_whitespace().count() == 4 {
@@ -540,6 +550,13 @@ fn linux_goes_on_in_several_processes_at_once() {
         }
         randoms.push(next(&console, "random"));
         assert_eq!(monitor.get("/balloon")["amount_mib"], 0);
+        for name in [
+            "kombi_latencies_us_load_snapshot",
+            "kombi_vcpu_exit_mmio_write_total",
+            "kombi_uart_write_count_total",
+        ] {
+            assert!(monitor.counted(name) > 0, "{name}");
+        }
     }
     randoms.sort();
     randoms.dedup();

@@ -50,6 +50,8 @@ const NEEDED: [(Cap, &str); 12] = [
 pub struct Options {
     /// The guests' CPU.
     pub cpu_model: CpuModel,
+    /// vCPUs are, two by two, threads of a core.
+    pub smt: bool,
 }
 
 /// The KVM engine.
@@ -173,6 +175,7 @@ impl Hypervisor for KvmHypervisor {
             let place = Place {
                 id: id.into(),
                 count: vcpus.into(),
+                smt: self.options.smt,
             };
             let table = supported.table(model, features, place, khz.into())?;
             fd.set_cpuid2(&table)

@@ -277,6 +277,7 @@ fn main() -> Result<()> {
         count_instructions: std::env::var_os("COUNT").is_some(),
         code_cache_bytes: std::env::var("CACHE").map_or(Ok(32 << 20), |n| n.parse())?,
         cpu_model: model()?,
+        smt: false,
     };
     let loaded = start.elapsed();
     let mut engine = SoftHypervisor::new(options);

@@ -89,6 +89,8 @@ pub(crate) struct Cpu {
     pub(crate) clock: Clock,
     pub(crate) id: u32,
     pub(crate) cpu_model: CpuModel,
+    /// CPUID shows two threads a core.
+    pub(crate) smt: bool,
     /// Changes to what it shows.
     pub(crate) template: Arc<CpuTemplate>,
     /// What the model is on this host.

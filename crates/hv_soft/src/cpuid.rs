@@ -25,6 +25,7 @@ impl Cpu {
             place: Place {
                 id: self.id,
                 count: self.peers.count() as u32,
+                smt: self.smt,
             },
             tsc_khz: self.clock.khz(),
             cpu_model: self.cpu_model,

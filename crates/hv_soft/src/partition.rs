@@ -54,6 +54,8 @@ pub struct Options {
     pub count_instructions: bool,
     /// The guests' CPU.
     pub cpu_model: CpuModel,
+    /// vCPUs are, two by two, threads of a core.
+    pub smt: bool,
 }
 
 impl Default for Options {
@@ -63,6 +65,7 @@ impl Default for Options {
             code_cache_bytes: 128 << 20,
             count_instructions: false,
             cpu_model: CpuModel::default(),
+            smt: false,
         }
     }
 }
@@ -284,6 +287,7 @@ fn new_cpu(
         clock,
         id,
         cpu_model: options.cpu_model,
+        smt: options.smt,
         template: Arc::default(),
         model,
         executable: model,

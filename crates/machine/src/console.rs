@@ -1,12 +1,13 @@
 //! Where the serial port's output goes, by the line rather than by the byte.
 //!
-//! Invariants: what does not end a line is written [`IDLE`] later at the latest;
+//! Invariants: what is beyond the limit is lost; what does not end a line is written [`IDLE`] later at the latest;
 //! a descriptor that takes nothing holds the guest up, but never a machine that
 //! is ending; the last [`TAIL_BYTES`] bytes are kept for error reports.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,8 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
 };
+use virtio::Counted;
+use virtio::rate_limiter::{Dropping, Limit};
 
 use crate::Error;
 use crate::control::Control;
@@ -37,10 +40,38 @@ pub(crate) struct Console {
     control: Arc<Control>,
     timer: OwnedFd,
     output: Mutex<Output>,
+    counters: Arc<Counters>,
+}
+
+/// What happened, by Firecracker's names (its metrics' group `uart`).
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    /// Bytes of the guest.
+    write_count: AtomicU64,
+    /// Bytes that the other end did not take.
+    error_count: AtomicU64,
+    /// Bytes beyond the limit.
+    rate_limiter_dropped_bytes: AtomicU64,
+}
+
+impl Counted for Counters {
+    fn counts(&self) -> Vec<(&'static str, u64)> {
+        let all = [
+            ("write_count", &self.write_count),
+            ("error_count", &self.error_count),
+            (
+                "rate_limiter_dropped_bytes",
+                &self.rate_limiter_dropped_bytes,
+            ),
+        ];
+        all.map(|(name, n)| (name, n.load(Ordering::Relaxed)))
+            .into()
+    }
 }
 
 struct Output {
     fd: OwnedFd,
+    limit: Option<Dropping>,
     line: Vec<u8>,
     tail: VecDeque<u8>,
     /// The other end is gone, or the disk is full: nothing is written any more.
@@ -48,8 +79,12 @@ struct Output {
 }
 
 impl Console {
-    /// A console that writes to `fd`.
-    pub(crate) fn new(fd: OwnedFd, control: Arc<Control>) -> Result<Self, Error> {
+    /// A console that writes to `fd`, as many bytes as `limit` allows.
+    pub(crate) fn new(
+        fd: OwnedFd,
+        control: Arc<Control>,
+        limit: Option<Limit>,
+    ) -> Result<Self, Error> {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let timer =
             timerfd_create(TimerfdClockId::Monotonic, flags).map_err(|errno| Error::Host {
@@ -58,6 +93,7 @@ impl Console {
             })?;
         let output = Output {
             fd,
+            limit: limit.map(Dropping::new),
             line: Vec::new(),
             tail: VecDeque::new(),
             broken: false,
@@ -66,7 +102,13 @@ impl Console {
             control,
             timer,
             output: Mutex::new(output),
+            counters: Arc::default(),
         })
+    }
+
+    /// What is counted.
+    pub(crate) fn counters(&self) -> Arc<Counters> {
+        self.counters.clone()
     }
 
     /// Readable when an unfinished line should be written: [`Console::on_idle`].
@@ -161,8 +203,20 @@ impl Write for Sink {
             .output
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
+        let add = |counter: &AtomicU64| counter.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        let counters = &console.counters;
+        add(&counters.write_count);
+        if output
+            .limit
+            .as_mut()
+            .is_some_and(|limit| !limit.allow(bytes.len() as u64))
+        {
+            add(&counters.rate_limiter_dropped_bytes);
+            return Ok(bytes.len());
+        }
         output.keep(bytes);
         if output.broken {
+            add(&counters.error_count);
             return Ok(bytes.len());
         }
         let first = output.line.is_empty();
@@ -194,7 +248,7 @@ mod tests {
     fn console() -> (Arc<Console>, UnixStream, Arc<Control>) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let control = Arc::new(Control::new().unwrap());
-        let console = Console::new(ours.into(), control.clone()).unwrap();
+        let console = Console::new(ours.into(), control.clone(), None).unwrap();
         (Arc::new(console), theirs, control)
     }
 

@@ -31,7 +31,7 @@ use crate::layout::{
     ACPI_PORT, KEYBOARD_GSI, SERIAL_GSI, SERIAL_PORT, VIRTIO_MMIO_LEN, VirtioSlot,
 };
 use crate::memory::Memory;
-use crate::memory_devices::limits;
+use crate::memory_devices::{limit, limits};
 use crate::network::Network;
 
 /// A machine's devices.
@@ -69,7 +69,8 @@ pub(crate) fn make(
     let ram = &memory.ram.clone();
     warn_of_what_is_missing(blueprint);
     let output = blueprint.serial_out().map_or(Ok(stdout), open_serial_out)?;
-    let console = Arc::new(Console::new(output, control.clone())?);
+    let most = blueprint.serial_limiter().copied().map(limit);
+    let console = Arc::new(Console::new(output, control.clone(), most)?);
     let serial_line = line(interrupts, SERIAL_GSI);
     let serial = Serial::new(serial_line, Box::new(Sink(console.clone())));
     let serial = Arc::new(Mutex::new(serial));
@@ -89,6 +90,8 @@ pub(crate) fn make(
             ..Handles::default()
         },
     };
+    devices.handles.count("uart", devices.console.counters());
+    devices.handles.count("vcpu", devices.io.counters());
     let place_failed = |source| Error::Place { source };
     let power: Arc<dyn PowerEvents> = control.clone();
     let i8042 = I8042::new(power.clone(), line(interrupts, KEYBOARD_GSI));
@@ -144,12 +147,14 @@ pub(crate) fn make(
     if let Some(vsock) = blueprint.vsock() {
         let vsock = Vsock::new(vsock.guest_cid, &vsock.uds_path)
             .map_err(|source| Error::Vsock { source })?;
+        devices.handles.count("vsock", vsock.counters());
         let vsock = Arc::new(Mutex::new(vsock));
         devices.sources.push(vsock.clone());
         devices.add_virtio(vsock, ram, interrupts)?;
     }
     if let Some(limiter) = blueprint.entropy() {
         let rng = Rng::new(limits(limiter)).map_err(|source| Error::Limiter { source })?;
+        devices.handles.count("entropy", rng.counters());
         let rng = Arc::new(Mutex::new(rng));
         devices.sources.push(rng.clone());
         devices.add_virtio(rng, ram, interrupts)?;
@@ -161,13 +166,8 @@ pub(crate) fn make(
 /// Says in the log what was asked for that changes nothing yet.
 fn warn_of_what_is_missing(blueprint: &Blueprint) {
     let missing = [
-        ("smt", blueprint.smt()),
         ("track_dirty_pages", blueprint.track_dirty_pages()),
         ("huge_pages", blueprint.huge_pages() != HugePages::None),
-        (
-            "serial's rate_limiter",
-            blueprint.serial_limiter().is_some(),
-        ),
     ];
     for (what, _) in missing.into_iter().filter(|(_, asked)| *asked) {
         tracing::warn!("{what} is not there yet: the machine runs without it");

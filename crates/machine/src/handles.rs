@@ -5,6 +5,7 @@
 use std::sync::{Arc, Mutex};
 
 use chipset::I8042;
+use virtio::Counted;
 use virtio::balloon::Balloon;
 use virtio::block::Block;
 use virtio::mem::Mem;
@@ -31,6 +32,15 @@ pub struct Handles {
     pub mem: Option<Arc<Mutex<Mem>>>,
     /// Persistent memory by id, in the guest's order.
     pub pmem: Vec<(String, Arc<Mutex<Pmem>>)>,
+    /// What counts, by the name of its group of metrics: devices that are not above by id,
+    /// the serial port (`uart`), the vCPUs' accesses (`vcpu`).
+    pub counted: Vec<(String, Arc<dyn Counted>)>,
     /// What a snapshot is made of. There in every machine that was built.
     pub(crate) whole: Option<Arc<Whole>>,
+}
+
+impl Handles {
+    pub(crate) fn count(&mut self, group: &str, counted: Arc<dyn Counted>) {
+        self.counted.push((group.to_owned(), counted));
+    }
 }

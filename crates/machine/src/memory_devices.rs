@@ -12,6 +12,7 @@ use virtio::rate_limiter::{Limit, Limits};
 
 use crate::Error;
 use crate::devices::Devices;
+use crate::io_space::lock;
 use crate::memory::{MappedFile, Memory};
 
 impl Devices {
@@ -32,6 +33,8 @@ impl Devices {
                 .map_err(|source| Error::Limiter { source })?;
             let pmem = Arc::new(Mutex::new(pmem));
             self.sources.push(pmem.clone());
+            let counters = lock(&pmem).counters();
+            self.handles.count(&format!("pmem_{id}"), counters);
             self.handles.pmem.push((id, pmem.clone()));
             self.add_virtio(pmem, &ram, interrupts)?;
         }
@@ -46,6 +49,7 @@ impl Devices {
             let balloon =
                 Balloon::new(settings, &ram).map_err(|source| Error::Balloon { source })?;
             let balloon = Arc::new(Mutex::new(balloon));
+            self.handles.count("balloon", balloon.clone());
             self.handles.balloon = Some(balloon.clone());
             self.sources.push(balloon.clone());
             self.add_virtio(balloon, &ram, interrupts)?;
@@ -53,6 +57,7 @@ impl Devices {
         if let (Some(hotplug), Some(region)) = (blueprint.memory_hotplug(), pluggable)
             && let Some(mem) = Mem::new(&ram, region, u64::from(hotplug.slot_mib) << 20)
         {
+            self.handles.count("memory_hotplug", mem.counters());
             let mem = Arc::new(Mutex::new(mem));
             self.handles.mem = Some(mem.clone());
             self.add_virtio(mem, &ram, interrupts)?;
@@ -63,13 +68,17 @@ impl Devices {
 
 /// A device's limits as it takes them.
 pub fn limits(asked: &RateLimiter) -> Limits {
-    let limit = |bucket: TokenBucket| Limit {
-        size: bucket.size,
-        one_time_burst: bucket.one_time_burst.unwrap_or(0),
-        refill_ms: bucket.refill_time,
-    };
     Limits {
         bandwidth: asked.bandwidth.map(limit),
         ops: asked.ops.map(limit),
+    }
+}
+
+/// One bucket of them.
+pub(crate) fn limit(bucket: TokenBucket) -> Limit {
+    Limit {
+        size: bucket.size,
+        one_time_burst: bucket.one_time_burst.unwrap_or(0),
+        refill_ms: bucket.refill_time,
     }
 }

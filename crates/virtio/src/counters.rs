@@ -6,6 +6,12 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+/// What counts.
+pub trait Counted: std::fmt::Debug + Send + Sync {
+    /// Counts since the start, each by its name.
+    fn counts(&self) -> Vec<(&'static str, u64)>;
+}
+
 /// Makes a device's `Counters`: each counter with what it counts.
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
@@ -20,6 +26,12 @@ macro_rules! counters {
             pub fn all(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 let relaxed = std::sync::atomic::Ordering::Relaxed;
                 [$((stringify!($name), self.$name.load(relaxed)),)*].into_iter()
+            }
+        }
+
+        impl crate::Counted for Counters {
+            fn counts(&self) -> Vec<(&'static str, u64)> {
+                self.all().collect()
             }
         }
     };

@@ -316,3 +316,9 @@ impl FakeDriver {
         status
     }
 }
+
+/// What `counted` says besides zeros.
+pub(crate) fn told(counted: &dyn crate::Counted) -> Vec<(&'static str, u64)> {
+    let counts = counted.counts().into_iter();
+    counts.filter(|(_, n)| *n != 0).collect()
+}

@@ -38,7 +38,7 @@ mod fake_driver;
 
 pub use bell::Bell;
 pub use chain::{Buffers, Chain};
-pub use counters::Latency;
+pub use counters::{Counted, Latency};
 pub use device::{Activation, DeviceType, EventSource, VirtioDevice, feature};
 pub use interrupt::{Interrupt, SavedInterrupt};
 pub use queue::{QueueError, VirtQueue};

@@ -57,19 +57,26 @@ mod baseline {
     pub(super) const L2: Leaf = [0, 0, 256 << 16 | 6 << 12 | 64, 0];
 }
 
-/// Where a vCPU is among the others: cores of one package, each with one thread.
+/// Where a vCPU is among the others: cores of one package, each with one thread or two.
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
     /// APIC id.
     pub id: u32,
     /// How many there are.
     pub count: u32,
+    /// Two by two they are threads of a core.
+    pub smt: bool,
 }
 
 impl Place {
     /// Ids that the package has room for.
     fn ids(self) -> u32 {
         self.count.next_power_of_two()
+    }
+
+    /// Threads of a core, a power of two.
+    fn threads(self) -> u32 {
+        if self.smt && self.count > 1 { 2 } else { 1 }
     }
 }
 
@@ -138,9 +145,16 @@ pub fn guest(leaf: u32, sub: u32, shown: &Shown) -> Leaf {
                 host(leaf, sub)
             };
             // Level 3 and above are the package's, the others a core's own.
-            let sharing = if a >> 5 & 7 >= 3 { place.ids() - 1 } else { 0 };
-            let cores = if a & 0x1f == 0 { 0 } else { place.ids() - 1 };
-            [a & 0x3ff | sharing << 14 | cores << 26, b, c, d]
+            let sharing = if a >> 5 & 7 >= 3 {
+                place.ids() - 1
+            } else {
+                place.threads() - 1
+            };
+            let cores = place.ids() / place.threads() - 1;
+            match a & 0x1f {
+                0 => [a & 0x3ff, b, c, d],
+                _ => [a & 0x3ff | sharing << 14 | cores << 26, b, c, d],
+            }
         }
         // Without it Linux trusts the timer for periodic ticks only: no tickless
         // idle, no timer finer than a tick.
@@ -152,7 +166,12 @@ pub fn guest(leaf: u32, sub: u32, shown: &Shown) -> Leaf {
             d | leaf7_edx::ARCH_CAPABILITIES,
         ],
         cpuid::TOPOLOGY => match sub {
-            0 => [0, 1, 1 << 8, id],
+            0 => [
+                place.threads().trailing_zeros(),
+                place.threads(),
+                1 << 8,
+                id,
+            ],
             1 => [place.ids().trailing_zeros(), place.count, 2 << 8 | 1, id],
             _ => [0, 0, sub, id],
         },
@@ -256,7 +275,11 @@ mod tests {
 
     fn shown(cpu_model: CpuModel, tsc_khz: u64) -> Shown {
         Shown {
-            place: Place { id: 0, count: 1 },
+            place: Place {
+                id: 0,
+                count: 1,
+                smt: false,
+            },
             tsc_khz,
             cpu_model,
             features: cpu_model.on(Features::EVERYTHING).unwrap(),
@@ -322,7 +345,11 @@ mod tests {
         for count in [2, 3, 8] {
             for id in 0..count {
                 let mut shown = shown(CpuModel::Host, 2_500_000);
-                shown.place = Place { id, count };
+                shown.place = Place {
+                    id,
+                    count,
+                    smt: false,
+                };
                 let [_, b, _, d] = guest(1, 0, &shown);
                 assert_eq!((b >> 24, d >> 28 & 1), (id, 1));
                 assert!(b >> 16 & 0xff >= count);
@@ -330,6 +357,30 @@ mod tests {
                 assert_eq!((cores, kind >> 8, own), (count, 2, id));
                 assert!(1 << shift >= count && own >> shift == 0);
                 assert_eq!(guest(0xb, 0, &shown), [0, 1, 1 << 8, id]);
+            }
+        }
+    }
+
+    #[test]
+    fn threads_share_a_core_two_by_two_and_its_caches() {
+        for (count, threads) in [(1, 1), (2, 2), (6, 2)] {
+            for id in 0..count {
+                let mut shown = shown(CpuModel::Baseline, 2_500_000);
+                shown.place = Place {
+                    id,
+                    count,
+                    smt: true,
+                };
+                let [shift, of_core, kind, own] = guest(0xb, 0, &shown);
+                assert_eq!((of_core, kind, own), (threads, 1 << 8, id));
+                assert_eq!(id >> shift, id / threads, "its core");
+                let [package, all, ..] = guest(0xb, 1, &shown);
+                assert_eq!((id >> package, all), (0, count));
+                let [a, ..] = guest(4, 0, &shown);
+                assert_eq!(a >> 14 & 0xfff, threads - 1);
+                let cores = count.next_power_of_two() / threads;
+                assert_eq!(a >> 26, cores - 1);
+                assert_eq!(guest(4, 3, &shown), [0; 4], "no further cache");
             }
         }
     }

@@ -11,6 +11,7 @@
 //! for one that works.
 
 mod balloon;
+mod latencies;
 mod memory;
 pub(crate) mod metadata;
 mod preparing;
@@ -19,6 +20,7 @@ mod snapshots;
 
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
 
 use api::{Action, Answer, Refusal, Serve, SnapshotLoad, Stage};
 use blueprint::{Blueprint, Draft};
@@ -26,6 +28,7 @@ use machine::Controller;
 use mmds::Metadata;
 use serde_json::{Value, json};
 
+use crate::frontend::latencies::Latencies;
 use crate::frontend::preparing::Preparing;
 use crate::frontend::running::Running;
 pub(crate) use crate::frontend::snapshots::Loaded;
@@ -62,6 +65,7 @@ pub(crate) struct Frontend {
     log: Log,
     metrics: Arc<Metrics>,
     metadata: Arc<Mutex<Metadata>>,
+    latencies: Arc<Latencies>,
     state: Mutex<State>,
     /// Set once, when the machine runs.
     controller: OnceLock<Controller>,
@@ -81,8 +85,12 @@ impl Frontend {
         metrics: Arc<Metrics>,
         metadata: Arc<Mutex<Metadata>>,
     ) -> Self {
+        let latencies = Arc::<Latencies>::default();
+        let told = latencies.clone();
+        metrics.add(move || told.groups());
         Self {
             id: id.to_owned(),
+            latencies,
             main,
             log,
             metrics,
@@ -176,6 +184,18 @@ impl Frontend {
 
 impl Serve for Frontend {
     fn act(&self, action: Action) -> Result<Answer, Refusal> {
+        let since = Instant::now();
+        let latency = self.latencies.of(&action);
+        let answer = self.answer(action)?;
+        latency
+            .into_iter()
+            .for_each(|latency| latencies::done(latency, since));
+        Ok(answer)
+    }
+}
+
+impl Frontend {
+    fn answer(&self, action: Action) -> Result<Answer, Refusal> {
         // What needs nothing that somebody may be working with.
         match &action {
             Action::GetInstance => return Ok(Answer::Body(self.instance())),

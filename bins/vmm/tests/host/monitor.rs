@@ -61,6 +61,30 @@ impl Monitor {
         body
     }
 
+    /// Head and body of what Prometheus reads.
+    #[allow(dead_code)] // not every test asks
+    pub(crate) fn metrics(&self) -> (String, String) {
+        let mut stream = UnixStream::connect(&self.socket).unwrap();
+        stream
+            .write_all(b"GET /metrics HTTP/1.1\r\nConnection: close\r\n\r\n")
+            .unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        (head.to_owned(), body.to_owned())
+    }
+
+    /// One number of it.
+    #[allow(dead_code)] // not every test asks
+    pub(crate) fn counted(&self, name: &str) -> u64 {
+        let (_, body) = self.metrics();
+        let number = body
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        let number = number.unwrap_or_else(|| panic!("no {name}: {body}"));
+        number.parse().unwrap()
+    }
+
     /// The message of a request that is refused.
     pub(crate) fn refusal(&self, method: &str, path: &str, body: Option<Value>) -> String {
         let (status, body) = self.ask(method, path, body);

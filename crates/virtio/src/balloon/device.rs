@@ -8,6 +8,7 @@
 //! ```
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 
 use ram::{Gpa, GuestMemory, GuestRam};
 use rustix::time::{
@@ -22,8 +23,8 @@ use super::spec::{
 use super::statistics::Statistics;
 use super::{BalloonError, SavedBalloon};
 use crate::{
-    Activation, Buffers, Chain, DeviceType, Error, EventSource, Interrupt, QueueError, SavedDevice,
-    VirtQueue, VirtioDevice,
+    Activation, Buffers, Chain, Counted, DeviceType, Error, EventSource, Interrupt, QueueError,
+    SavedDevice, VirtQueue, VirtioDevice,
 };
 
 const QUEUE_SIZE: u16 = 256;
@@ -80,6 +81,26 @@ pub struct Counts {
     pub hinted_bytes: u64,
     /// Ranges that are no memory of the guest's, or that the host did not take.
     pub refused: u64,
+}
+
+impl Counted for Mutex<Balloon> {
+    /// By Firecracker's names (its metrics' group `balloon`) where it has one.
+    fn counts(&self) -> Vec<(&'static str, u64)> {
+        let balloon = self.lock().unwrap_or_else(PoisonError::into_inner);
+        let counts = balloon.counts;
+        vec![
+            ("inflate_count", counts.inflations),
+            ("inflated_bytes", counts.inflated_bytes),
+            ("deflate_count", counts.deflations),
+            ("stats_updates_count", counts.statistics_updates),
+            ("stats_unknown_count", counts.statistics_unknown),
+            ("free_page_report_count", counts.reports),
+            ("free_page_report_freed", counts.reported_bytes),
+            ("free_page_hint_count", counts.hints),
+            ("free_page_hint_freed", counts.hinted_bytes),
+            ("refused_count", counts.refused),
+        ]
+    }
 }
 
 /// A balloon.

@@ -1,7 +1,10 @@
 //! The device: one queue of requests, and what its owner may ask.
 
+use std::sync::Arc;
+
 use ram::{Gpa, GuestMemory, GuestRam, Kind, Region};
 
+use super::counters::{Counters, add, count};
 use super::spec::{Blocks, Config, F_UNPLUGGED_INACCESSIBLE, Request, Response};
 use super::{MemError, SavedMem};
 use crate::{
@@ -30,6 +33,7 @@ pub(super) struct Plug {
     pub(super) usable: u64,
     pub(super) plugged: u64,
     pub(super) requested: u64,
+    counters: Arc<Counters>,
 }
 
 #[derive(Debug)]
@@ -73,9 +77,15 @@ impl Mem {
                 usable: 0,
                 plugged: 0,
                 requested: 0,
+                counters: Arc::default(),
             },
             state: State::Idle,
         })
+    }
+
+    /// What is counted.
+    pub fn counters(&self) -> Arc<Counters> {
+        self.plug.counters.clone()
     }
 
     /// How much there is.
@@ -150,6 +160,36 @@ impl Plug {
     }
 
     fn execute(&mut self, request: Request) -> Response {
+        let response = self.answer(request);
+        let counters = &self.counters;
+        let done = matches!(response, Response::Done | Response::State(_));
+        let (granted, refused, bytes) = match request {
+            Request::Plug { blocks, .. } => (
+                &counters.plug_count,
+                Some(&counters.plug_fails),
+                Some((&counters.plug_bytes, blocks)),
+            ),
+            Request::Unplug { blocks, .. } => (
+                &counters.unplug_count,
+                Some(&counters.unplug_fails),
+                Some((&counters.unplug_bytes, blocks)),
+            ),
+            Request::State { .. } => (&counters.state_count, Some(&counters.state_fails), None),
+            Request::UnplugAll => (&counters.unplug_all_count, None, None),
+            Request::Other => return response,
+        };
+        match (done, refused) {
+            (true, _) => count(granted),
+            (false, Some(refused)) => count(refused),
+            (false, None) => {}
+        }
+        if let Some((bytes, blocks)) = bytes.filter(|_| done) {
+            add(bytes, usize::from(blocks) * self.block as usize);
+        }
+        response
+    }
+
+    fn answer(&mut self, request: Request) -> Response {
         match request {
             Request::Plug { at, blocks } => match self.range(at, blocks) {
                 Some((_, len)) if self.plugged + len > self.requested => Response::Refused,
@@ -195,6 +235,7 @@ impl Plug {
             Err(error @ ram::Error::Host { .. }) => {
                 // It is unplugged, but the host has not got it.
                 tracing::warn!(%error, "unplugged memory was not given back");
+                count(&self.counters.unplug_discard_fails);
             }
             Err(_) => return Response::Error,
         }
@@ -266,12 +307,12 @@ impl VirtioDevice for Mem {
     }
 
     fn notify(&mut self, _queue: u16) -> Result<(), QueueError> {
-        match &mut self.state {
-            State::Idle => Ok(()),
-            State::Live { memory, queue, .. } => {
-                queue.serve(memory, |chain| self.plug.serve(chain))
-            }
-        }
+        let State::Live { memory, queue, .. } = &mut self.state else {
+            return Ok(());
+        };
+        count(&self.plug.counters.queue_event_count);
+        let served = queue.serve(memory, |chain| self.plug.serve(chain));
+        served.inspect_err(|_| count(&self.plug.counters.queue_event_fails))
     }
 
     /// Keeps what is plugged (§5.15.5.2): the guest's new driver asks for its state.
@@ -288,7 +329,10 @@ impl VirtioDevice for Mem {
         match saved {
             SavedDevice::Mem(saved) => {
                 let (ram, region) = (self.plug.ram.clone(), self.plug.region);
+                let counters = self.counters();
                 *self = Mem::restore(saved, &ram, region, interrupt)?;
+                // Somebody reads these.
+                self.plug.counters = counters;
                 Ok(())
             }
             other => Err(other.misplaced()),

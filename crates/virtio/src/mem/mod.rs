@@ -9,6 +9,7 @@
 //! Invariant: never more is plugged than was requested at some time since it was; what is
 //! not plugged is the host's, and nobody reaches it.
 
+mod counters;
 mod device;
 mod saved;
 mod spec;
@@ -16,6 +17,7 @@ mod spec;
 #[cfg(test)]
 mod tests;
 
+pub use counters::Counters;
 pub use device::{Mem, Status};
 pub use saved::SavedMem;
 

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use ram::{Further, Gpa, GuestRam, Region};
 
 use super::*;
-use crate::fake_driver::{BUFFERS, Buffer, FakeDriver, RAM};
+use crate::fake_driver::{BUFFERS, Buffer, FakeDriver, RAM, told};
 use crate::{Interrupt, VirtioDevice};
 
 const MIB: u64 = 1 << 20;
@@ -146,6 +146,18 @@ fn blocks_are_plugged_up_to_what_is_requested_and_unplugged() {
     assert_eq!(bench.ask(2, 0, 0), DONE);
     assert_eq!(bench.config()[4..], [16 * MIB, 0, 8 * MIB]);
     assert_eq!(bench.state(0, 8), UNPLUGGED);
+    let wanted = [
+        ("queue_event_count", 13),
+        ("plug_count", 3),
+        ("plug_bytes", 5 * BLOCK),
+        ("plug_fails", 2),
+        ("unplug_count", 1),
+        ("unplug_bytes", BLOCK),
+        ("unplug_fails", 2),
+        ("unplug_all_count", 1),
+        ("state_count", 4),
+    ];
+    assert_eq!(told(&*bench.mem().counters()), wanted);
 }
 
 #[test]

@@ -2,10 +2,12 @@
 
 use std::fs::File;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use ram::{GuestMemory, Kind, Region};
 
 use super::SavedPmem;
+use super::counters::{Counters, count};
 use super::spec::{Answer, FLUSH, config};
 use crate::rate_limiter::{Limits, RateLimiter};
 use crate::{
@@ -20,7 +22,7 @@ const QUEUE_SIZE: u16 = 256;
 pub struct Pmem {
     file: File,
     pub(super) region: Region,
-    flushes: u64,
+    counters: Arc<Counters>,
     limiter: RateLimiter,
     pub(super) state: State,
 }
@@ -45,7 +47,7 @@ impl Pmem {
         Ok(Self {
             file,
             region,
-            flushes: 0,
+            counters: Arc::default(),
             limiter: RateLimiter::new(limits)?,
             state: State::Idle,
         })
@@ -56,9 +58,9 @@ impl Pmem {
         self.limiter.update(limits);
     }
 
-    /// How often the file was made durable.
-    pub fn flushes(&self) -> u64 {
-        self.flushes
+    /// What is counted.
+    pub fn counters(&self) -> Arc<Counters> {
+        self.counters.clone()
     }
 
     /// What a snapshot is to keep.
@@ -88,12 +90,37 @@ impl Pmem {
         if self.region.kind == (Kind::File { read_only: true }) {
             return Answer::Done;
         }
-        self.flushes += 1;
         match self.file.sync_data() {
-            Ok(()) => Answer::Done,
+            Ok(()) => {
+                count(&self.counters.flush_count);
+                Answer::Done
+            }
             Err(error) => {
+                count(&self.counters.flush_fails);
                 tracing::warn!(%error, "failed to flush persistent memory");
                 Answer::Failed
+            }
+        }
+    }
+
+    fn serve_live(&mut self) -> Result<(), QueueError> {
+        match std::mem::replace(&mut self.state, State::Idle) {
+            State::Idle => Ok(()),
+            State::Live {
+                memory,
+                mut queue,
+                interrupt,
+            } => {
+                let served = self.serve(&memory, &mut queue);
+                self.state = State::Live {
+                    memory,
+                    queue,
+                    interrupt,
+                };
+                if served.is_err() {
+                    count(&self.counters.event_fails);
+                }
+                served
             }
         }
     }
@@ -107,6 +134,7 @@ impl Pmem {
                 && let Some(mut chain) = queue.pop(memory)?
             {
                 if waiting.is_empty() && !self.limiter.allow(self.region.len) {
+                    count(&self.counters.rate_limiter_throttled_events);
                     queue.undo_pop();
                     return queue.signal(memory);
                 }
@@ -171,22 +199,8 @@ impl VirtioDevice for Pmem {
     }
 
     fn notify(&mut self, _queue: u16) -> Result<(), QueueError> {
-        match std::mem::replace(&mut self.state, State::Idle) {
-            State::Idle => Ok(()),
-            State::Live {
-                memory,
-                mut queue,
-                interrupt,
-            } => {
-                let served = self.serve(&memory, &mut queue);
-                self.state = State::Live {
-                    memory,
-                    queue,
-                    interrupt,
-                };
-                served
-            }
-        }
+        count(&self.counters.queue_event_count);
+        self.serve_live()
     }
 
     fn save(&mut self) -> Result<SavedDevice, Error> {
@@ -219,8 +233,10 @@ impl EventSource for Pmem {
     }
 
     fn on_event(&mut self) {
-        self.limiter.acknowledge();
-        if let Err(error) = self.notify(0) {
+        if self.limiter.acknowledge() {
+            count(&self.counters.rate_limiter_event_count);
+        }
+        if let Err(error) = self.serve_live() {
             tracing::warn!(%error, "persistent memory needs a reset");
             if let State::Live { interrupt, .. } = &self.state {
                 interrupt.needs_reset();

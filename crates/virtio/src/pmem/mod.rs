@@ -6,6 +6,7 @@
 //!
 //! Left to others: the mapping, also of files that shrink (`ram`).
 
+mod counters;
 mod device;
 mod saved;
 mod spec;
@@ -13,5 +14,6 @@ mod spec;
 #[cfg(test)]
 mod tests;
 
+pub use counters::Counters;
 pub use device::Pmem;
 pub use saved::SavedPmem;

@@ -8,7 +8,7 @@ use bus::IrqLine;
 use ram::{Further, GuestRam, Region};
 
 use super::*;
-use crate::fake_driver::{BUFFERS, Buffer, FakeDriver, RAM};
+use crate::fake_driver::{BUFFERS, Buffer, FakeDriver, RAM, told};
 use crate::rate_limiter::{Limit, Limits};
 use crate::{EventSource, Interrupt, VirtioDevice};
 
@@ -54,7 +54,12 @@ impl Bench {
     }
 
     fn flushes(&self) -> u64 {
-        self.pmem.lock().unwrap().flushes()
+        {
+            let counters = self.pmem.lock().unwrap().counters();
+            counters
+                .flush_count
+                .load(std::sync::atomic::Ordering::Relaxed)
+        }
     }
 }
 
@@ -207,4 +212,11 @@ fn a_limited_flush_waits_until_the_limit_goes() {
         (bench.driver.used(0), bench.flushes()),
         (Some((held, 4)), 2)
     );
+    let wanted = [
+        ("queue_event_count", 2),
+        ("rate_limiter_throttled_events", 1),
+        ("rate_limiter_event_count", 1),
+        ("flush_count", 2),
+    ];
+    assert_eq!(told(&*bench.pmem.lock().unwrap().counters()), wanted);
 }

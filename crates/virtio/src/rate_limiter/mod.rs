@@ -8,6 +8,7 @@
 //! Left to others: what a request costs, and to keep it until it may pass (the devices).
 
 mod bucket;
+mod dropping;
 mod limiter;
 mod saved;
 
@@ -15,5 +16,6 @@ mod saved;
 mod tests;
 
 pub use bucket::Limit;
+pub use dropping::Dropping;
 pub use limiter::{Limits, RateLimiter};
 pub use saved::{SavedBucket, SavedLimiter};

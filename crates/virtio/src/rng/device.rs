@@ -1,11 +1,13 @@
 //! The source itself.
 
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use ram::GuestMemory;
 use rustix::io::retry_on_intr;
 use rustix::rand::{GetRandomFlags, getrandom};
 
+use super::counters::{Counters, add, count};
 use super::saved::SavedRng;
 use crate::rate_limiter::{Limits, RateLimiter};
 use crate::{
@@ -22,6 +24,7 @@ const REQUEST_BYTES_MAX: usize = 64 << 10;
 pub struct Rng {
     pub(super) limiter: RateLimiter,
     pub(super) state: State,
+    counters: Arc<Counters>,
 }
 
 #[derive(Debug)]
@@ -43,11 +46,25 @@ impl Rng {
         Ok(Self {
             limiter: RateLimiter::new(limits)?,
             state: State::Idle,
+            counters: Arc::default(),
         })
+    }
+
+    /// What is counted.
+    pub fn counters(&self) -> Arc<Counters> {
+        self.counters.clone()
     }
 
     /// Answers requests, until the limiter holds one back.
     fn serve(&mut self) -> Result<(), QueueError> {
+        let served = self.serve_all();
+        if served.is_err() {
+            count(&self.counters.entropy_event_fails);
+        }
+        served
+    }
+
+    fn serve_all(&mut self) -> Result<(), QueueError> {
         let State::Live { memory, queue, .. } = &mut self.state else {
             return Ok(());
         };
@@ -55,11 +72,17 @@ impl Rng {
             while let Some(chain) = queue.pop(memory)? {
                 let wanted = chain.writable.len().min(REQUEST_BYTES_MAX);
                 if !self.limiter.allow(wanted as u64) {
+                    count(&self.counters.entropy_rate_limiter_throttled);
                     queue.undo_pop();
                     return queue.signal(memory);
                 }
                 let head = chain.head;
                 let filled = fill(chain);
+                count(&self.counters.entropy_event_count);
+                add(&self.counters.entropy_bytes, filled as usize);
+                if (filled as usize) < wanted {
+                    count(&self.counters.host_rng_fails);
+                }
                 queue.complete(memory, head, filled)?;
             }
             if !queue.want_kick(memory)? {
@@ -129,7 +152,9 @@ impl EventSource for Rng {
     }
 
     fn on_event(&mut self) {
-        self.limiter.acknowledge();
+        if self.limiter.acknowledge() {
+            count(&self.counters.rate_limiter_event_count);
+        }
         if let Err(error) = self.serve() {
             tracing::warn!(%error, "entropy device needs a reset");
             if let State::Live { interrupt, .. } = &self.state {

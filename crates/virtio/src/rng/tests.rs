@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use super::Rng;
 use crate::EventSource;
-use crate::fake_driver::{BUFFERS, Buffer, FakeDriver};
+use crate::fake_driver::{BUFFERS, Buffer, FakeDriver, told};
 use crate::rate_limiter::{Limit, Limits};
 
 fn start() -> FakeDriver {
@@ -72,4 +72,11 @@ fn a_limited_source_holds_requests_until_its_timer_rings() {
     std::thread::sleep(std::time::Duration::from_millis(60));
     rng.lock().unwrap().on_event();
     assert_eq!(driver.used(0), Some((held, 900)));
+    let wanted = [
+        ("entropy_event_count", 2),
+        ("entropy_bytes", 1900),
+        ("entropy_rate_limiter_throttled", 2),
+        ("rate_limiter_event_count", 1),
+    ];
+    assert_eq!(told(&*rng.lock().unwrap().counters()), wanted);
 }

@@ -2,9 +2,11 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
+use std::sync::Arc;
 
 use ram::GuestMemory;
 
+use super::counters::{Counters, add, count};
 use super::listener::Listener;
 use super::muxer::Muxer;
 use super::saved::SavedVsock;
@@ -16,6 +18,8 @@ use crate::{
 };
 
 const QUEUE_SIZE: u16 = 256;
+/// The queue of buffers for the guest.
+const RX: u16 = 0;
 /// The queue of events.
 const EVENTS: u16 = 2;
 /// §5.10.6.7: VIRTIO_VSOCK_EVENT_TRANSPORT_RESET.
@@ -99,6 +103,11 @@ impl Vsock {
         Ok(())
     }
 
+    /// What is counted.
+    pub fn counters(&self) -> Arc<Counters> {
+        self.muxer.counters().clone()
+    }
+
     #[cfg(test)]
     pub(super) fn connection_count(&self) -> usize {
         self.muxer.connection_count()
@@ -163,10 +172,24 @@ impl VirtioDevice for Vsock {
     }
 
     fn notify(&mut self, queue: u16) -> Result<(), QueueError> {
-        match queue {
+        let counters = self.counters();
+        let (events, fails) = match queue {
+            RX => (
+                Some(&counters.rx_queue_event_count),
+                &counters.rx_queue_event_fails,
+            ),
+            EVENTS => (None, &counters.ev_queue_event_fails),
+            _ => (
+                Some(&counters.tx_queue_event_count),
+                &counters.tx_queue_event_fails,
+            ),
+        };
+        events.into_iter().for_each(count);
+        let served = match queue {
             EVENTS => self.with_queues(|live, _| live.tell_of_reset()),
             _ => self.with_queues(Live::exchange),
-        }
+        };
+        served.inspect_err(|_| count(fails))
     }
 
     fn reset(&mut self) {
@@ -204,6 +227,7 @@ impl EventSource for Vsock {
         };
         if let Err(error) = self.with_queues(Live::after_events) {
             tracing::warn!(%error, "vsock needs a reset");
+            count(&self.muxer.counters().muxer_event_fails);
             interrupt.needs_reset();
         }
     }
@@ -261,6 +285,7 @@ impl Live {
                 }
                 break;
             };
+            count(&muxer.counters().tx_packets_count);
             match chain.readable.read_array::<HEADER_LEN>() {
                 Some(bytes) => muxer.guest_sent(&Header::parse(&bytes), chain.readable),
                 None => tracing::debug!(head = chain.head, "vsock packet without a header"),
@@ -290,6 +315,8 @@ impl Live {
                 self.rx.undo_pop();
                 break;
             };
+            count(&muxer.counters().rx_packets_count);
+            add(&muxer.counters().rx_bytes_count, header.len as usize);
             header_room.write(&header.bytes());
             self.rx
                 .complete(&self.memory, chain.head, HEADER_LEN as u32 + header.len)?;

@@ -17,6 +17,7 @@
 //! Left to others: who connects to which port (`sandbox`, the guest's init).
 
 mod connection;
+mod counters;
 mod device;
 mod listener;
 mod muxer;
@@ -26,5 +27,6 @@ mod spec;
 #[cfg(test)]
 mod tests;
 
+pub use counters::Counters;
 pub use device::Vsock;
 pub use saved::SavedVsock;

@@ -8,11 +8,13 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Instant;
 
 use rustix::net::RecvFlags;
 
 use super::connection::{BUFFER_BYTES, Connection, PATIENCE, Verdict};
+use super::counters::{Counters, add, count};
 use super::listener::Listener;
 use super::spec::{HOST_CID, Header, Operation, TYPE_STREAM};
 use crate::Buffers;
@@ -53,6 +55,7 @@ pub(super) struct Muxer {
     deadlines: BTreeSet<(Instant, Token)>,
     next_token: u64,
     next_host_port: u32,
+    counters: Arc<Counters>,
 }
 
 impl Muxer {
@@ -69,7 +72,12 @@ impl Muxer {
             deadlines: BTreeSet::new(),
             next_token: LISTENER.0 + 1,
             next_host_port: FIRST_HOST_PORT,
+            counters: Arc::default(),
         }
+    }
+
+    pub(super) fn counters(&self) -> &Arc<Counters> {
+        &self.counters
     }
 
     pub(super) fn poller(&self) -> &Poller {
@@ -99,6 +107,7 @@ impl Muxer {
     /// Ends every connection and accepts no more.
     pub(super) fn close(&mut self) {
         self.poller.remove(&self.listener);
+        add(&self.counters.conns_removed, self.connections.len());
         self.connections.clear();
         self.tokens.clear();
         self.greetings.clear();
@@ -171,6 +180,9 @@ impl Muxer {
             }
             return;
         };
+        if op == Some(Operation::Data) {
+            add(&self.counters.tx_bytes_count, data.len());
+        }
         let verdict = match self.connections.get_mut(&token) {
             Some((_, connection)) => connection.guest_sent(header, data),
             None => Verdict::Gone,
@@ -266,6 +278,7 @@ impl Muxer {
     }
 
     fn insert(&mut self, token: Token, ports: Ports, connection: Connection) {
+        count(&self.counters.conns_added);
         self.tokens.insert(ports, token);
         self.connections.insert(token, (ports, connection));
         self.settle(token);
@@ -317,6 +330,7 @@ impl Muxer {
                 connection.expires().is_some_and(|expires| expires <= now)
             });
             if over {
+                count(&self.counters.conns_killed);
                 self.execute(token, Verdict::Reset);
             }
         }
@@ -325,6 +339,7 @@ impl Muxer {
     /// Drops the connection and with it the socket.
     fn forget(&mut self, token: Token) -> Option<Ports> {
         let (ports, connection) = self.connections.remove(&token)?;
+        count(&self.counters.conns_removed);
         self.tokens.remove(&ports);
         if let Some(at) = connection.expires() {
             self.deadlines.remove(&(at, token));

@@ -22,6 +22,21 @@ fn a_guest_talks_to_a_host_that_listens() {
     host.write_all(b"from the host").unwrap();
     assert_eq!(rig.expect(Operation::Data).1, b"from the host");
     rig.expect_nothing();
+    let counters = rig.vsock.lock().unwrap().counters();
+    let counted = |name| {
+        let mut all = counters.all();
+        all.find(|(one, _)| *one == name).unwrap().1
+    };
+    assert_eq!(counted("tx_bytes_count"), 18);
+    assert_eq!(counted("rx_bytes_count"), 13);
+    // A request and data twice; its answer and data.
+    assert_eq!(counted("tx_packets_count"), 3);
+    assert_eq!(counted("rx_packets_count"), 2);
+    assert_eq!((counted("conns_added"), counted("conns_removed")), (1, 0));
+    rig.send(Operation::Reset, ports, 0, b"");
+    assert_eq!((counted("conns_removed"), counted("conns_killed")), (1, 0));
+    assert_eq!(counted("tx_queue_event_count"), 4);
+    assert_eq!(counted("tx_queue_event_fails"), 0);
 }
 
 #[test]
@@ -122,6 +137,8 @@ fn a_host_is_hung_up_on_when_the_guest_does_not_answer_for_2_s() {
         "{waited:?}"
     );
     assert!(at_end(&mut host));
+    let counters = rig.vsock.lock().unwrap().counters();
+    assert!(counters.all().any(|one| one == ("conns_killed", 1)));
 }
 
 #[test]

@@ -72,15 +72,38 @@ fn what_is_asked_for_and_not_there_yet_is_said() {
         json!({"drive_id": "a", "is_root_device": false, "path_on_host": disk, "io_engine": "Async"}),
     );
     monitor.prepare(SPIN);
-    let more = json!({"track_dirty_pages": true, "huge_pages": "Transparent"});
+    let more = json!({"track_dirty_pages": true});
     assert_eq!(monitor.ask("PATCH", "/machine-config", Some(more)).0, 204);
     assert_eq!(monitor.action("InstanceStart").0, 204);
     let log = std::fs::read_to_string(log).unwrap();
-    for what in ["io_engine Async", "track_dirty_pages", "huge_pages"] {
+    for what in ["io_engine Async", "track_dirty_pages"] {
         assert!(
             log.contains(&format!("{what} is not there yet")),
             "{what}: {log}"
         );
+    }
+}
+
+#[test]
+fn huge_pages_hold_a_machine_or_it_is_said_how_to_get_them() {
+    for pages in ["Transparent", "2M"] {
+        let monitor = Monitor::start(&[]);
+        monitor.prepare(SPIN);
+        let asked = json!({"huge_pages": pages});
+        assert_eq!(monitor.ask("PATCH", "/machine-config", Some(asked)).0, 204);
+        match monitor.action("InstanceStart") {
+            (204, _) => assert_eq!(monitor.state(), "Running"),
+            (status, body) => {
+                assert_eq!((status, pages), (400, "2M"), "{body}");
+                let said = body["fault_message"].as_str().unwrap();
+                assert!(said.contains("need 16 huge pages of 2 MiB"), "{said}");
+                assert!(said.contains("/proc/sys/vm/nr_hugepages"), "{said}");
+                // The client may do without.
+                let asked = json!({"huge_pages": "None"});
+                assert_eq!(monitor.ask("PATCH", "/machine-config", Some(asked)).0, 204);
+                assert_eq!(monitor.action("InstanceStart").0, 204);
+            }
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use blueprint::{Blueprint, CacheType, HugePages, IoEngine};
+use blueprint::{Blueprint, CacheType, IoEngine};
 use bus::IrqLine;
 use chipset::{
     I8042, I8042_FIRST_PORT, I8042_PORTS, PowerEvents, SERIAL_PORTS, SLEEP_PORTS, Serial,
@@ -67,7 +67,9 @@ pub(crate) fn make(
     network: Network,
 ) -> Result<Devices, Error> {
     let ram = &memory.ram.clone();
-    warn_of_what_is_missing(blueprint);
+    if blueprint.track_dirty_pages() {
+        tracing::warn!("track_dirty_pages is not there yet: the machine runs without it");
+    }
     let output = blueprint.serial_out().map_or(Ok(stdout), open_serial_out)?;
     let most = blueprint.serial_limiter().copied().map(limit);
     let console = Arc::new(Console::new(output, control.clone(), most)?);
@@ -161,17 +163,6 @@ pub(crate) fn make(
     }
     devices.add_memory_devices(blueprint, memory, interrupts)?;
     Ok(devices)
-}
-
-/// Says in the log what was asked for that changes nothing yet.
-fn warn_of_what_is_missing(blueprint: &Blueprint) {
-    let missing = [
-        ("track_dirty_pages", blueprint.track_dirty_pages()),
-        ("huge_pages", blueprint.huge_pages() != HugePages::None),
-    ];
-    for (what, _) in missing.into_iter().filter(|(_, asked)| *asked) {
-        tracing::warn!("{what} is not there yet: the machine runs without it");
-    }
 }
 
 impl Devices {

@@ -293,6 +293,10 @@ impl Error {
             Error::Memory {
                 source: ram::Error::Image { .. },
             } => Some("name the memory file that was made with this snapshot"),
+            // It names the way out itself.
+            Error::Memory {
+                source: ram::Error::HugePages { .. },
+            } => None,
             Error::Memory { .. } => Some("ask for less memory"),
             Error::OpenKernel { .. } => Some("give the path of a readable vmlinux or bzImage"),
             Error::KernelEmpty { .. } | Error::KernelTruncated { .. } => {
@@ -352,7 +356,7 @@ impl Error {
     pub fn is_asked_for(&self) -> bool {
         match self {
             Error::Memory {
-                source: ram::Error::Image { .. },
+                source: ram::Error::Image { .. } | ram::Error::HugePages { .. },
             }
             | Error::NotPaused
             | Error::Saving

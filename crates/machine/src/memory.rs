@@ -3,8 +3,8 @@
 
 use std::fs::{File, OpenOptions};
 
-use blueprint::Blueprint;
-use ram::{ByteSize, Further, GuestRam, Kind, Region};
+use blueprint::{Blueprint, HugePages};
+use ram::{ByteSize, Further, GuestRam, Kind, Pages, Region};
 
 use crate::Error;
 
@@ -65,10 +65,22 @@ impl Memory {
                 block: u64::from(hotplug.block_mib) << 20,
             });
         }
+        let pages = match blueprint.huge_pages() {
+            HugePages::None => Pages::Ordinary,
+            HugePages::Transparent => Pages::Transparent,
+            HugePages::Hugetlbfs2M => Pages::Huge,
+        };
         let size = ByteSize::mib(blueprint.memory_mib().into());
         let ram = match image {
-            None => GuestRam::with(size, further),
-            Some(image) => GuestRam::from_image(size, further, image),
+            None => GuestRam::of_pages(pages, size, further),
+            Some(image) => {
+                if pages == Pages::Huge {
+                    tracing::warn!(
+                        "memory of a snapshot is mapped from its file, not in huge pages"
+                    );
+                }
+                GuestRam::from_image(size, further, image)
+            }
         };
         let ram = ram.map_err(|source| Error::Memory { source })?;
         let of_files = ram

@@ -34,7 +34,7 @@ mod tests;
 pub use access::AccessListener;
 pub use epochs::{Cursor, EpochSlice, PageEpochs, RegionEpochs};
 pub use layout::{ByteSize, FILE_ALIGNMENT, Further, HIGH_START, Kind, LOW_END, PAGE_SIZE, Region};
-pub use map::{GuestMemory, GuestRam, populate, zeroed_u32, zeroed_u64};
+pub use map::{GuestMemory, GuestRam, Pages, populate, zeroed_u32, zeroed_u64};
 pub use vanished::repair;
 pub use vm_memory::GuestAddress as Gpa;
 
@@ -60,6 +60,18 @@ pub enum Error {
         len: u64,
         /// Bytes of a block.
         block: u64,
+    },
+    /// The host has too few large pages, or cannot say.
+    #[error(
+        "{bytes} bytes of guest memory need {} huge pages of 2 MiB, which the host has not got free: \
+         reserve them in /proc/sys/vm/nr_hugepages, or leave huge_pages out",
+        bytes >> 21
+    )]
+    HugePages {
+        /// The size asked for, pluggable memory included.
+        bytes: u64,
+        /// The kernel's answer.
+        source: std::io::Error,
     },
     /// A file that is not the image of such a memory.
     #[error("the memory file has {has} bytes, this machine's memory {wants}")]

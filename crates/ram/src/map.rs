@@ -42,7 +42,23 @@ struct Inner {
     listeners: Mutex<Vec<Weak<dyn AccessListener>>>,
     span: Arc<Span>,
     backing: Backing,
+    pages: Pages,
 }
+
+/// The pages of the host that hold the memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pages {
+    /// What the host does by itself.
+    #[default]
+    Ordinary,
+    /// Large ones where the host finds some (madvise(2), `MADV_HUGEPAGE`).
+    Transparent,
+    /// Of 2 MiB, reserved by the host's owner (hugetlbfs).
+    Huge,
+}
+
+/// Bytes of a large page.
+const HUGE_PAGE: u64 = 2 << 20;
 
 /// Where memory comes from that is not a file of the host.
 enum Backing {
@@ -77,16 +93,32 @@ unsafe impl Send for Span {}
 unsafe impl Sync for Span {}
 
 impl Span {
+    /// `len` bytes of addresses, whole pages, from one where a large page may be.
     fn reserve(len: usize) -> rustix::io::Result<Self> {
+        let room = len.checked_add(HUGE_PAGE as usize);
+        let room = room.ok_or(rustix::io::Errno::NOMEM)?;
         // SAFETY: a null hint without MAP_FIXED never replaces a mapping.
-        let base = unsafe {
+        let all = unsafe {
             rustix::mm::mmap_anonymous(
                 ptr::null_mut(),
-                len,
+                room,
                 ProtFlags::empty(),
                 MapFlags::PRIVATE | MapFlags::NORESERVE,
             )
         }?;
+        let before = (all as usize).next_multiple_of(HUGE_PAGE as usize) - all as usize;
+        // SAFETY: `before` is at most a large page, so that `len` bytes behind it, and what is
+        // left behind those, lie in the mapping, which is ours and which nobody knows yet.
+        let base = unsafe {
+            let base = all.byte_add(before);
+            let after = room - before - len;
+            for (unused, bytes) in [(all, before), (base.byte_add(len), after)] {
+                if bytes > 0 {
+                    rustix::mm::munmap(unused, bytes)?;
+                }
+            }
+            base
+        };
         let base = NonNull::new(base.cast()).ok_or(rustix::io::Errno::NOMEM)?;
         Ok(Self {
             base,
@@ -109,8 +141,18 @@ impl Span {
     }
 
     /// Maps `region` of `memfd` at its place.
-    fn map(&self, region: &Region, memfd: BorrowedFd<'_>) -> rustix::io::Result<NonNull<u8>> {
+    fn map(
+        &self,
+        region: &Region,
+        memfd: BorrowedFd<'_>,
+        pages: Pages,
+    ) -> rustix::io::Result<NonNull<u8>> {
         let (at, len) = self.place(region)?;
+        let mut flags = MapFlags::SHARED | MapFlags::FIXED;
+        if pages != Pages::Huge {
+            // Of huge pages, what is not reserved may not be there when it is touched.
+            flags |= MapFlags::NORESERVE;
+        }
         // SAFETY: the range lies inside the span, which is ours, so that MAP_FIXED
         // replaces nothing but its reservation.
         unsafe {
@@ -118,10 +160,14 @@ impl Span {
                 at.as_ptr().cast::<c_void>(),
                 len,
                 ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::SHARED | MapFlags::FIXED | MapFlags::NORESERVE,
+                flags,
                 memfd,
                 region.file_offset,
             )?;
+            if pages == Pages::Transparent {
+                // A kernel without them has said so by its answer, and is asked for no more.
+                let _ = rustix::mm::madvise(at.as_ptr().cast(), len, Advice::LinuxHugepage);
+            }
             // A core dump of the monitor must not carry the guest's secrets.
             rustix::mm::madvise(at.as_ptr().cast::<c_void>(), len, Advice::LinuxDontDump)?;
         }
@@ -222,7 +268,16 @@ impl GuestRam {
     /// # Errors
     /// Besides, [`Error::Blocks`].
     pub fn with(size: ByteSize, further: Vec<Further>) -> Result<Self, Error> {
-        Self::make(size, further, None)
+        Self::of_pages(Pages::Ordinary, size, further)
+    }
+
+    /// As [`GuestRam::with`], in `pages` of the host. Large ones are reserved now, and
+    /// what is given back of one is zero but stays reserved.
+    ///
+    /// # Errors
+    /// Besides, [`Error::HugePages`].
+    pub fn of_pages(pages: Pages, size: ByteSize, further: Vec<Further>) -> Result<Self, Error> {
+        Self::make(size, further, None, pages)
     }
 
     /// As [`GuestRam::with`], with the content that [`GuestRam::write_image`] wrote to
@@ -232,10 +287,15 @@ impl GuestRam {
     /// # Errors
     /// Besides, [`Error::Image`] when it is not as long as the memory.
     pub fn from_image(size: ByteSize, further: Vec<Further>, image: File) -> Result<Self, Error> {
-        Self::make(size, further, Some(image))
+        Self::make(size, further, Some(image), Pages::Ordinary)
     }
 
-    fn make(size: ByteSize, further: Vec<Further>, image: Option<File>) -> Result<Self, Error> {
+    fn make(
+        size: ByteSize,
+        further: Vec<Further>,
+        image: Option<File>,
+        pages: Pages,
+    ) -> Result<Self, Error> {
         let mut layout = Layout::new(size)?;
         let mut files = Vec::new();
         for further in further {
@@ -250,14 +310,22 @@ impl GuestRam {
                 }
             }
         }
-        Self::map(layout, files, image)
+        Self::map(layout, files, image, pages)
     }
 
     /// `files` are those of the layout, with their lengths.
-    fn map(layout: Layout, files: Vec<(File, u64)>, image: Option<File>) -> Result<Self, Error> {
+    fn map(
+        layout: Layout,
+        files: Vec<(File, u64)>,
+        image: Option<File>,
+        pages: Pages,
+    ) -> Result<Self, Error> {
         let bytes = layout.memfd_bytes;
         let backing = match image {
-            None => Backing::Memfd(make_memfd(bytes).map_err(host("make a memfd", bytes))?),
+            None => {
+                let made = make_memfd(bytes, pages);
+                Backing::Memfd(made.map_err(pages.failed("make a memfd", bytes))?)
+            }
             Some(image) => {
                 let meta = image.metadata().map_err(host("examine an image", bytes))?;
                 if !meta.is_file() || meta.len() != bytes {
@@ -292,8 +360,8 @@ impl GuestRam {
             let at = match region.kind {
                 Kind::Memory | Kind::Pluggable { .. } => match &backing {
                     Backing::Memfd(memfd) => span
-                        .map(&region, memfd.as_fd())
-                        .map_err(host("map the memfd", region.len))?,
+                        .map(&region, memfd.as_fd(), pages)
+                        .map_err(pages.failed("map the memfd", bytes))?,
                     Backing::Image(image) => span
                         .map_image(&region, image)
                         .map_err(host("map an image", region.len))?,
@@ -348,6 +416,7 @@ impl GuestRam {
                 listeners: Mutex::default(),
                 span,
                 backing,
+                pages,
             }),
         })
     }
@@ -431,7 +500,14 @@ impl GuestRam {
         };
         given.map_err(host("give pages back", whole))?;
         self.inner.epochs.mark(Gpa(from), whole);
-        Ok(whole)
+        Ok(match self.inner.pages {
+            Pages::Ordinary | Pages::Transparent => whole,
+            // Of a page that is given back in part, the host has nothing.
+            Pages::Huge => {
+                let first = from.next_multiple_of(HUGE_PAGE);
+                ((from + whole) / HUGE_PAGE * HUGE_PAGE).saturating_sub(first)
+            }
+        })
     }
 
     /// Lets `len` bytes from `at` be reached: whole blocks that are all unplugged.
@@ -591,11 +667,28 @@ fn host<E: Into<std::io::Error>>(doing: &'static str, bytes: u64) -> impl FnOnce
 
 /// A file of `bytes` whose length nobody can change any more: a truncated file
 /// would turn accesses into SIGBUS.
-fn make_memfd(bytes: u64) -> rustix::io::Result<OwnedFd> {
-    let memfd = rustix::fs::memfd_create(
-        "kombi-guest",
-        MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
-    )?;
+impl Pages {
+    fn failed<E: Into<std::io::Error>>(
+        self,
+        doing: &'static str,
+        bytes: u64,
+    ) -> impl FnOnce(E) -> Error {
+        move |error| match self {
+            Pages::Ordinary | Pages::Transparent => host(doing, bytes)(error),
+            Pages::Huge => Error::HugePages {
+                bytes,
+                source: error.into(),
+            },
+        }
+    }
+}
+
+fn make_memfd(bytes: u64, pages: Pages) -> rustix::io::Result<OwnedFd> {
+    let mut flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    if pages == Pages::Huge {
+        flags |= MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+    }
+    let memfd = rustix::fs::memfd_create("kombi-guest", flags)?;
     rustix::fs::ftruncate(&memfd, bytes)?;
     rustix::fs::fcntl_add_seals(&memfd, SealFlags::SHRINK | SealFlags::GROW)?;
     Ok(memfd)

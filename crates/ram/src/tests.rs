@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use vm_memory::{Bytes, GuestMemoryBackend};
 
 use crate::volatile::{self, Slice, Wait};
-use crate::{ByteSize, Cursor, Error, Gpa, GuestRam, HIGH_START, LOW_END, PAGE_SIZE};
+use crate::{ByteSize, Cursor, Error, Gpa, GuestRam, HIGH_START, LOW_END, PAGE_SIZE, Pages};
 
 const LONG: Wait = Wait::AsLongAsItTakes;
 
@@ -338,4 +338,57 @@ fn what_is_populated_is_backed_and_nothing_else() {
         crate::populate(ram.memory(), Gpa(at), len);
     }
     assert_eq!(ram.resident_bytes().unwrap(), 4 * PAGE_SIZE);
+}
+
+/// Huge pages of 2 MiB that the host has free.
+fn free_huge_pages() -> u64 {
+    let path = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.trim().parse().unwrap_or(0)
+}
+
+#[test]
+fn huge_pages_are_reserved_or_it_is_said_how_many_are_missing() {
+    let huge = |mib| GuestRam::of_pages(Pages::Huge, ByteSize::mib(mib), Vec::new());
+    // More than hosts have.
+    let error = huge(1 << 20).unwrap_err();
+    assert!(matches!(error, Error::HugePages { .. }), "{error:?}");
+    let words = error.to_string();
+    assert!(words.contains("need 524288 huge pages"), "{words}");
+    assert!(words.contains("/proc/sys/vm/nr_hugepages"), "{words}");
+    let (free, made) = (free_huge_pages(), huge(8));
+    if free < 4 {
+        assert!(matches!(made, Err(Error::HugePages { .. })), "{made:?}");
+        return;
+    }
+    let ram = made.unwrap();
+    ram.memory().write_slice(&[7; 4096], Gpa(3 << 20)).unwrap();
+    // A part of a page becomes zero, and the host does not get it.
+    assert_eq!(ram.discard(Gpa(3 << 20), 4096).unwrap(), 0);
+    assert_eq!(ram.discard(Gpa(1 << 20), 5 << 20).unwrap(), 4 << 20);
+    let mut there = [1; 4096];
+    ram.memory().read_slice(&mut there, Gpa(3 << 20)).unwrap();
+    assert_eq!(there.iter().max(), Some(&0));
+    let file = tempfile::tempfile().unwrap();
+    ram.memory().write_slice(&[9; 16], Gpa(5 << 20)).unwrap();
+    ram.write_image(&file).unwrap();
+    let copy = GuestRam::from_image(ByteSize::mib(8), Vec::new(), file).unwrap();
+    let mut there = [0; 16];
+    copy.memory().read_slice(&mut there, Gpa(5 << 20)).unwrap();
+    assert_eq!(there, [9; 16]);
+}
+
+#[test]
+fn the_host_is_asked_for_large_pages() {
+    let ram = GuestRam::of_pages(Pages::Transparent, ByteSize::mib(64), Vec::new()).unwrap();
+    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let start = format!("{:x}-", ram.host_base().as_ptr() as usize);
+    let flags = maps
+        .split_once(&start)
+        .and_then(|(_, rest)| rest.lines().find(|line| line.starts_with("VmFlags:")));
+    // hg: MADV_HUGEPAGE (Documentation/filesystems/proc.rst).
+    assert!(
+        flags.unwrap().split(' ').any(|flag| flag == "hg"),
+        "{flags:?}"
+    );
 }

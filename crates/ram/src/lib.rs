@@ -25,6 +25,7 @@ mod epochs;
 mod image;
 mod layout;
 mod map;
+pub mod ring;
 mod vanished;
 pub mod volatile;
 

@@ -19,7 +19,7 @@ use crate::EpochSlice;
 pub type Slice<'m> = VolatileSlice<'m, EpochSlice<'m>>;
 
 /// The kernel takes no more pieces in one call (UIO_MAXIOV).
-const PIECES_MAX: usize = 1024;
+pub(crate) const PIECES_MAX: usize = 1024;
 
 /// How long a call may wait for the disk behind a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -62,6 +62,16 @@ pub enum Error {
         /// Path on the host.
         path: std::path::PathBuf,
     },
+    /// The host's kernel gives no io_uring.
+    #[error("failed to {doing} for disk {path:?}, whose io_engine is Async")]
+    NoRing {
+        /// Path on the host.
+        path: std::path::PathBuf,
+        /// What was being done.
+        doing: &'static str,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
     /// A live process already serves the vsock path.
     #[error("vsock path {path:?} is in use by another process")]
     VsockInUse {

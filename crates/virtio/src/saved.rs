@@ -75,14 +75,6 @@ pub struct SavedQueue {
     pub broken: bool,
 }
 
-impl SavedQueue {
-    /// As if the request that was taken last had not been.
-    pub(crate) fn without_last(mut self) -> Self {
-        self.next_available = self.next_available.wrapping_sub(1);
-        self
-    }
-}
-
 impl VirtQueue {
     /// What a snapshot is to keep.
     pub fn save(&self) -> SavedQueue {

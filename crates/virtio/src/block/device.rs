@@ -8,11 +8,15 @@
 //! kick ──▶ Ours ──takes time──▶ Workers ──pop──▶ in hand ──done──▶ Workers ──empty──▶ Ours
 //! ```
 //!
-//! Invariant: one request at a time is done, in the order of the queue, so that a flush
-//! covers what came before it. What is in hand is done without the device's lock; a snapshot
-//! taken meanwhile keeps it as not taken yet, and a reset waits for it.
+//! A drive with rings ([`Block::with_rings`]) has no worker: from the kick on, the kernel has
+//! what takes time, and the queue stays ours.
 //!
-//! Left to others: the file (`disk`), the thread (`worker`).
+//! Invariant: a worker does one request at a time, in the order of the queue, so that a flush
+//! covers what came before it; `rings` say how theirs do. What is in hand or in flight is done
+//! without the device's lock; a snapshot taken meanwhile keeps it as not begun, and a reset
+//! waits for it.
+//!
+//! Left to others: the file (`disk`), the thread (`worker`), the kernel (`rings`).
 
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -22,6 +26,7 @@ use ram::GuestMemory;
 
 use super::counters::Metrics;
 use super::disk::{Disk, Patience, RANGE_SECTORS_MAX, RANGES_MAX, TakesTime, data_bytes};
+use super::rings::{Gone, Rings};
 use super::saved::SavedBlock;
 use super::spec::{
     Config, F_BLK_SIZE, F_DISCARD, F_FLUSH, F_RO, F_SEG_MAX, F_WRITE_ZEROES, SECTOR,
@@ -68,6 +73,10 @@ pub struct Block {
     driver: u64,
     /// How to reach the worker; without one, whoever notifies waits.
     pub(super) hand: Option<Arc<Hand>>,
+    /// What the kernel has, with `io_engine` `Async`.
+    pub(super) rings: Option<Box<Rings>>,
+    /// What the queue has waits for room in them.
+    full: bool,
 }
 
 #[derive(Debug)]
@@ -94,8 +103,8 @@ pub(super) enum Turn {
     Handed,
     /// The worker's.
     Workers,
-    /// The worker's, who took the request before the next and has not given it back.
-    InHand,
+    /// The worker's, who took the request `head` and has not given it back.
+    InHand { head: u16 },
 }
 
 /// A request in the worker's hand.
@@ -143,7 +152,19 @@ impl Block {
             state: State::Idle,
             driver: 0,
             hand: None,
+            rings: None,
+            full: false,
         })
+    }
+
+    /// Has what takes time be done by the kernel, up to 128 requests beside each other
+    /// (`io_engine` `Async`). What the kernel has done is [`super::Completions`].
+    ///
+    /// # Errors
+    /// [`Error::NoRing`], [`Error::Host`].
+    pub fn with_rings(mut self) -> Result<Self, Error> {
+        self.rings = Some(Box::new(Rings::new(&self.disk)?));
+        Ok(self)
     }
 
     /// Puts the file at `path` in place of the one there is, or looks at its length anew if
@@ -151,10 +172,14 @@ impl Block {
     /// request [`Block::in_hand`] goes to the file before.
     ///
     /// # Errors
-    /// [`Error::OpenDisk`], [`Error::NotADisk`]: nothing has changed then.
+    /// [`Error::OpenDisk`], [`Error::NotADisk`], [`Error::NoRing`]: nothing has changed then.
     pub fn update_path(&mut self, path: &Path) -> Result<(), Error> {
         let metrics = self.metrics();
         let new = Disk::open(path, self.disk.access, metrics.clone());
+        let new = new.and_then(|new| match &mut self.rings {
+            Some(rings) => rings.turn_to(&new).map(|()| new),
+            None => Ok(new),
+        });
         let new = new.inspect_err(|_| count(&metrics.counters.update_fails))?;
         self.disk = Arc::new(new);
         count(&metrics.counters.update_count);
@@ -164,13 +189,18 @@ impl Block {
         Ok(())
     }
 
-    /// What is being done in another thread now, if anything is.
+    /// What is being done in another thread now, or by the kernel on a file that was
+    /// replaced.
     pub fn in_hand(&self) -> Option<InHand> {
+        if let Some(rings) = &self.rings {
+            let before = rings.before();
+            return (!before.is_empty()).then_some(InHand(Being::DoneOn(before)));
+        }
         let hand = self.hand.as_ref()?;
-        Some(InHand {
+        Some(InHand(Being::Done {
             nth: hand.at_work()?,
-            hand: hand.clone(),
-        })
+            by: hand.clone(),
+        }))
     }
 
     /// Keeps the worker's thread from the guest's memory, but for the request that it is
@@ -262,13 +292,18 @@ impl VirtioDevice for Block {
     fn reset(&mut self) {
         self.state = State::Idle;
         self.driver += 1;
+        self.full = false;
         // The next driver's memory is none of this one's business.
-        if let Some(in_hand) = self.in_hand() {
+        if let Some(rings) = &mut self.rings {
+            rings.forget_all();
+        } else if let Some(in_hand) = self.in_hand() {
             in_hand.wait();
         }
     }
 
     fn save(&mut self) -> Result<SavedDevice, Error> {
+        let reaped = self.reap();
+        self.give_up_after(reaped);
         Ok(SavedDevice::Block(SavedBlock::of(self)))
     }
 
@@ -304,8 +339,19 @@ impl EventSource for Block {
 }
 
 impl Block {
-    /// Does what can be done at once; hands the queue over at the first request that cannot.
+    /// Does what can be done at once; hands the queue over at the first request that cannot,
+    /// or has the kernel do it and those that follow.
     fn serve(&mut self) -> Result<(), QueueError> {
+        let served = self.serve_queue();
+        if let Some(rings) = &mut self.rings {
+            rings.submit();
+            // What the kernel had in memory after all is done already.
+            return served.and(self.end_what_is_done());
+        }
+        served
+    }
+
+    fn serve_queue(&mut self) -> Result<(), QueueError> {
         let State::Live(Live {
             memory,
             queue,
@@ -319,14 +365,22 @@ impl Block {
             return Ok(());
         }
         let counters = &self.disk.metrics.counters;
-        let patience = match self.hand {
-            Some(_) => Patience::None,
-            None => Patience::Endless,
+        let patience = match (&self.hand, &self.rings) {
+            (None, None) => Patience::Endless,
+            (Some(_), _) | (_, Some(_)) => Patience::None,
         };
         let mut found = false;
+        self.full = false;
         loop {
             while let Some(chain) = queue.pop(memory)? {
                 found = true;
+                if self.rings.as_ref().is_some_and(|rings| !rings.has_room()) {
+                    // What is done next brings us back.
+                    count(&counters.io_engine_throttled_events);
+                    self.full = true;
+                    queue.undo_pop();
+                    return queue.signal(memory);
+                }
                 if !self.limiter.allow(data_bytes(&chain)) {
                     // The timer brings us back; until then no kick is of use.
                     count(&counters.rate_limiter_throttled_events);
@@ -334,9 +388,23 @@ impl Block {
                     return queue.signal(memory);
                 }
                 let head = chain.head;
-                match self.disk.serve(chain, self.flushing, patience) {
-                    Ok(written) => queue.complete(memory, head, written)?,
-                    Err(TakesTime) => {
+                match (
+                    self.disk.serve(chain, self.flushing, patience),
+                    &mut self.rings,
+                ) {
+                    (Ok(written), _) => queue.complete(memory, head, written)?,
+                    (Err(TakesTime), Some(rings)) => {
+                        count(&counters.handed_over_count);
+                        queue.undo_pop();
+                        if let Some(chain) = queue.pop(memory)? {
+                            let head = chain.head;
+                            let over = rings.begin(chain, &self.disk, self.flushing, memory);
+                            if let Some(written) = over {
+                                queue.complete(memory, head, written)?;
+                            }
+                        }
+                    }
+                    (Err(TakesTime), None) => {
                         queue.undo_pop();
                         *turn = Turn::Handed;
                         count(&counters.handed_over_count);
@@ -355,6 +423,39 @@ impl Block {
                 return queue.signal(memory);
             }
         }
+    }
+
+    /// The kernel has done something.
+    pub(super) fn on_completions(&mut self) {
+        let reaped = self.reap();
+        self.give_up_after(reaped);
+    }
+
+    /// Gives back what the kernel has done, and goes on with what waited for that.
+    fn reap(&mut self) -> Result<(), QueueError> {
+        self.end_what_is_done()?;
+        while self.full && self.rings.as_ref().is_some_and(|rings| rings.has_room()) {
+            self.serve()?;
+        }
+        Ok(())
+    }
+
+    fn end_what_is_done(&mut self) -> Result<(), QueueError> {
+        let (Some(rings), State::Live(live)) = (&mut self.rings, &mut self.state) else {
+            return Ok(());
+        };
+        let Live { memory, queue, .. } = live;
+        let mut told = Ok(());
+        rings.submit();
+        rings.reap(memory, |head, written| {
+            if told.is_ok() && !queue.broken {
+                told = queue.complete(memory, head, written);
+            }
+        });
+        if queue.broken {
+            return told;
+        }
+        told.and_then(|()| queue.signal(memory))
     }
 
     /// What the worker needs to begin: the memory that requests are in, and whose they are.
@@ -404,7 +505,7 @@ impl Block {
             queue.undo_pop();
             return queue.signal(memory);
         }
-        *turn = Turn::InHand;
+        *turn = Turn::InHand { head: chain.head };
         hand.begin();
         *job = Some(Job {
             chain,
@@ -455,17 +556,25 @@ impl Block {
     }
 }
 
-/// A request that was being done when [`Block::in_hand`] was asked.
+/// What was being done when [`Block::in_hand`] was asked.
 #[derive(Debug)]
 #[must_use = "it is for waiting"]
-pub struct InHand {
-    hand: Arc<Hand>,
-    nth: u64,
+pub struct InHand(Being);
+
+#[derive(Debug)]
+enum Being {
+    /// By the worker: a request.
+    Done { by: Arc<Hand>, nth: u64 },
+    /// By the kernel: what there is on files that were replaced.
+    DoneOn(Vec<Arc<Gone>>),
 }
 
 impl InHand {
-    /// Returns once it is done. The device needs not be locked.
+    /// Returns once it is done. The device needs not be locked, and the event loop runs.
     pub fn wait(self) {
-        self.hand.wait_for(self.nth);
+        match self.0 {
+            Being::Done { by, nth } => by.wait_for(nth),
+            Being::DoneOn(files) => files.iter().for_each(|file| file.wait()),
+        }
     }
 }

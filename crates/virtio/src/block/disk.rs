@@ -21,9 +21,8 @@ use rustix::io::retry_on_intr;
 use super::counters::Metrics;
 use super::device::{Access, Flushing};
 use super::pace::Pace;
-use super::spec::{
-    HEADER_LEN, Header, ID_LEN, Operation, RANGE_LEN, RANGE_UNMAP, Range, SECTOR, Status,
-};
+use super::plan::{Hole, Plan};
+use super::spec::{HEADER_LEN, Header, ID_LEN, Operation, SECTOR, Status};
 use crate::counters::{add, count};
 use crate::{Buffers, Chain, Error};
 
@@ -37,7 +36,7 @@ pub(super) struct Disk {
     pub(super) path: PathBuf,
     pub(super) file: File,
     pub(super) access: Access,
-    id: [u8; ID_LEN],
+    pub(super) id: [u8; ID_LEN],
     pub(super) sectors: u64,
     pub(super) metrics: Arc<Metrics>,
     /// What its file system can do without a wait.
@@ -100,7 +99,7 @@ pub(super) struct TakesTime;
 
 /// Why a request fails, or is not done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Failed {
+pub(super) enum Failed {
     TakesTime,
     /// The driver asks for what cannot be.
     Invalid(Status),
@@ -117,6 +116,14 @@ impl From<io::Error> for Failed {
             _ => Failed::Host(Status::IoError),
         }
     }
+}
+
+/// A request, read.
+#[derive(Debug)]
+pub(super) struct Asked<'m> {
+    pub(super) plan: Result<Plan<'m>, Failed>,
+    /// Where the status goes.
+    pub(super) status: Buffers<'m>,
 }
 
 impl Disk {
@@ -168,32 +175,53 @@ impl Disk {
     /// were filled in.
     pub(super) fn serve(
         &self,
-        mut chain: Chain<'_>,
+        chain: Chain<'_>,
         flushing: Flushing,
         patience: Patience,
     ) -> Result<u32, TakesTime> {
         #[cfg(test)]
         self.pass_gate(patience)?;
-        let counters = &self.metrics.counters;
-        // §5.2.6: the status is the last byte that the device may write.
-        let Some(room) = chain.writable.len().checked_sub(1) else {
-            tracing::debug!(head = chain.head, "disk request without a status byte");
-            count(&counters.invalid_reqs_count);
+        let Some(Asked { plan, mut status }) = self.read(chain, flushing) else {
             return Ok(0);
         };
-        let input = chain.writable.take(room);
         let request = Request {
             disk: self,
             flushing,
             patience,
         };
-        let (done, filled) = match chain.readable.read_array().map(Header::parse) {
-            Some(header) => request.execute(header, chain.readable, input),
-            None => (Err(Failed::Invalid(Status::IoError)), 0),
+        let (done, filled) = match plan {
+            Ok(plan) => request.execute(plan),
+            Err(failed) => (Err(failed), 0),
         };
-        let status = match done {
+        if patience == Patience::None && done == Err(Failed::TakesTime) {
+            return Err(TakesTime);
+        }
+        status.write(&[self.status(done) as u8]);
+        // Chains are shorter than 2^32 bytes.
+        Ok(filled as u32 + 1)
+    }
+
+    /// What a request asks for; nothing where there is no room to say how it went.
+    pub(super) fn read<'m>(&self, mut chain: Chain<'m>, flushing: Flushing) -> Option<Asked<'m>> {
+        // §5.2.6: the status is the last byte that the device may write.
+        let Some(room) = chain.writable.len().checked_sub(1) else {
+            tracing::debug!(head = chain.head, "disk request without a status byte");
+            count(&self.metrics.counters.invalid_reqs_count);
+            return None;
+        };
+        let input = chain.writable.take(room);
+        let plan = self.plan(&mut chain, input, flushing);
+        Some(Asked {
+            plan,
+            status: chain.writable,
+        })
+    }
+
+    /// How the guest learns of what became of a request; counts it.
+    pub(super) fn status(&self, done: Result<(), Failed>) -> Status {
+        let counters = &self.metrics.counters;
+        match done {
             Ok(()) => Status::Ok,
-            Err(Failed::TakesTime) if patience == Patience::None => return Err(TakesTime),
             Err(Failed::Invalid(status)) => {
                 count(&counters.invalid_reqs_count);
                 status
@@ -204,10 +232,7 @@ impl Disk {
             }
             // No file says so to who waits.
             Err(Failed::TakesTime) => Status::IoError,
-        };
-        chain.writable.write(&[status as u8]);
-        // Chains are shorter than 2^32 bytes.
-        Ok(filled as u32 + 1)
+        }
     }
 
     /// How a read or a write may wait.
@@ -234,52 +259,35 @@ struct Request<'d> {
 }
 
 impl Request<'_> {
-    /// `output` is the driver's data, `input` is room for ours.
-    fn execute(
-        self,
-        header: Header,
-        output: Buffers<'_>,
-        input: Buffers<'_>,
-    ) -> (Result<(), Failed>, usize) {
-        let done = match header.operation {
-            Operation::Read => return self.read(header.sector, input),
-            Operation::GetId => return self.get_id(input),
-            Operation::Write => self.write(header.sector, output),
-            Operation::Flush if self.flushing == Flushing::Never => Ok(()),
-            Operation::Flush => self.flush(),
-            Operation::Discard | Operation::WriteZeroes => self.clear(header.operation, output),
-            Operation::Other => Err(Failed::Invalid(Status::Unsupported)),
+    fn execute(self, plan: Plan<'_>) -> (Result<(), Failed>, usize) {
+        let done = match plan {
+            Plan::Read { at, into } => return self.read(at, into),
+            Plan::GetId { mut into } => return (Ok(()), into.write(&self.disk.id)),
+            Plan::Write { at, from } => self.write(at, from),
+            Plan::Flush => self.flush(),
+            Plan::Clear { holes } => self.clear(&holes),
+            Plan::Nothing => Ok(()),
         };
         (done, 0)
     }
 
-    fn read(self, sector: u64, mut input: Buffers<'_>) -> (Result<(), Failed>, usize) {
+    fn read(self, at: u64, mut input: Buffers<'_>) -> (Result<(), Failed>, usize) {
         let (start, wanted) = (Instant::now(), input.len());
-        let metrics = &self.disk.metrics;
-        let place = self.disk.place(sector, wanted as u64);
-        let done = place.and_then(|at| {
-            let file = &self.disk.file;
-            self.transfer(&mut input, at, Moves::In, |into, at, wait| {
-                volatile::read_at(file, into, at, wait)
-            })
+        let file = &self.disk.file;
+        let done = self.transfer(&mut input, at, Moves::In, |into, at, wait| {
+            volatile::read_at(file, into, at, wait)
         });
         let read = wanted - input.len();
         match done {
-            Ok(()) => {
-                count(&metrics.counters.read_count);
-                add(&metrics.counters.read_bytes, read);
-                metrics.read_agg.add(start);
-            }
-            Err(Failed::Host(_)) => tracing::debug!(sector, "disk read failed"),
+            Ok(()) => self.disk.count_read(start, read),
+            Err(Failed::Host(_)) => tracing::debug!(at, "disk read failed"),
             Err(Failed::TakesTime | Failed::Invalid(_)) => {}
         }
         (done, read)
     }
 
-    fn write(self, sector: u64, mut output: Buffers<'_>) -> Result<(), Failed> {
+    fn write(self, at: u64, mut output: Buffers<'_>) -> Result<(), Failed> {
         let (start, wanted) = (Instant::now(), output.len());
-        self.check_writable()?;
-        let at = self.disk.place(sector, wanted as u64)?;
         if self.flushing == Flushing::EachWrite {
             self.take_time()?;
         }
@@ -291,10 +299,7 @@ impl Request<'_> {
         self.disk.at_once.pace.done(start, Instant::now());
         moved?;
         self.written()?;
-        let metrics = &self.disk.metrics;
-        count(&metrics.counters.write_count);
-        add(&metrics.counters.write_bytes, wanted);
-        metrics.write_agg.add(start);
+        self.disk.count_write(start, wanted);
         Ok(())
     }
 
@@ -334,7 +339,7 @@ impl Request<'_> {
 
     fn flush(self) -> Result<(), Failed> {
         self.sync()?;
-        count(&self.disk.metrics.counters.flush_count);
+        self.disk.count_flush();
         Ok(())
     }
 
@@ -348,51 +353,20 @@ impl Request<'_> {
         }
     }
 
-    fn get_id(self, mut input: Buffers<'_>) -> (Result<(), Failed>, usize) {
-        // §5.2.6: the buffer is 20 bytes.
-        if input.len() < ID_LEN {
-            return (Err(Failed::Invalid(Status::IoError)), 0);
-        }
-        (Ok(()), input.write(&self.disk.id))
-    }
-
-    fn clear(self, operation: Operation, mut output: Buffers<'_>) -> Result<(), Failed> {
-        let invalid = |status| Err(Failed::Invalid(status));
-        self.check_writable()?;
-        if !output.len().is_multiple_of(RANGE_LEN) || output.len() > RANGE_LEN * RANGES_MAX as usize
-        {
-            return invalid(Status::IoError);
-        }
+    fn clear(self, holes: &[Hole]) -> Result<(), Failed> {
         self.take_time()?;
-        while let Some(range) = output.read_array().map(Range::parse) {
-            let how = match (operation, range.flags) {
-                (Operation::Discard, 0) | (Operation::WriteZeroes, RANGE_UNMAP) => {
-                    FallocateFlags::PUNCH_HOLE
-                }
-                (Operation::WriteZeroes, 0) => FallocateFlags::ZERO_RANGE,
-                // §5.2.6.2: flags that the device does not know.
-                _ => return invalid(Status::Unsupported),
+        for hole in holes {
+            let how = if hole.give_back {
+                FallocateFlags::PUNCH_HOLE
+            } else {
+                FallocateFlags::ZERO_RANGE
             };
-            if range.sectors > RANGE_SECTORS_MAX {
-                return invalid(Status::IoError);
-            }
-            let len = u64::from(range.sectors) * SECTOR;
-            let at = self.disk.place(range.sector, len)?;
-            if len > 0 {
-                // The guest falls back to writing zeros where the host cannot.
-                let flags = how | FallocateFlags::KEEP_SIZE;
-                retry_on_intr(|| rustix::fs::fallocate(&self.disk.file, flags, at, len))
-                    .map_err(io::Error::from)?;
-            }
+            // The guest falls back to writing zeros where the host cannot.
+            let flags = how | FallocateFlags::KEEP_SIZE;
+            retry_on_intr(|| rustix::fs::fallocate(&self.disk.file, flags, hole.at, hole.len))
+                .map_err(io::Error::from)?;
         }
         self.written()
-    }
-
-    fn check_writable(self) -> Result<(), Failed> {
-        match self.disk.access {
-            Access::ReadOnly => Err(Failed::Invalid(Status::IoError)),
-            Access::ReadWrite => Ok(()),
-        }
     }
 
     /// What follows may wait for the disk.
@@ -405,16 +379,23 @@ impl Request<'_> {
 }
 
 impl Disk {
-    /// Byte offset of `len` bytes at `sector`, all of them on the disk.
-    fn place(&self, sector: u64, len: u64) -> Result<u64, Failed> {
-        if !len.is_multiple_of(SECTOR) {
-            return Err(Failed::Invalid(Status::IoError));
-        }
-        sector
-            .checked_add(len / SECTOR)
-            .filter(|&end| end <= self.sectors)
-            .and_then(|_| sector.checked_mul(SECTOR))
-            .ok_or(Failed::Invalid(Status::IoError))
+    /// A read of `bytes` that began at `start` is done.
+    pub(super) fn count_read(&self, start: Instant, bytes: usize) {
+        count(&self.metrics.counters.read_count);
+        add(&self.metrics.counters.read_bytes, bytes);
+        self.metrics.read_agg.add(start);
+    }
+
+    /// A write of `bytes` that began at `start` is done.
+    pub(super) fn count_write(&self, start: Instant, bytes: usize) {
+        count(&self.metrics.counters.write_count);
+        add(&self.metrics.counters.write_bytes, bytes);
+        self.metrics.write_agg.add(start);
+    }
+
+    /// A flush is done.
+    pub(super) fn count_flush(&self) {
+        count(&self.metrics.counters.flush_count);
     }
 }
 

@@ -32,7 +32,11 @@ impl Gate {
         );
     }
 
-    fn pass(&self) {
+    pub(super) fn is_open(&self) -> bool {
+        self.state.lock().unwrap().1
+    }
+
+    pub(super) fn pass(&self) {
         let mut state = self.state.lock().unwrap();
         state.0 += 1;
         self.changed.notify_all();

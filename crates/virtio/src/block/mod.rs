@@ -3,7 +3,10 @@
 mod counters;
 mod device;
 mod disk;
+mod flight;
 mod pace;
+mod plan;
+mod rings;
 mod saved;
 mod spec;
 mod worker;
@@ -13,9 +16,12 @@ mod gate;
 #[cfg(test)]
 mod slow_disks;
 #[cfg(test)]
+mod slow_rings;
+#[cfg(test)]
 mod tests;
 
 pub use counters::{Counters, Metrics};
 pub use device::{Access, Block, Cache, InHand};
+pub use rings::Completions;
 pub use saved::{SavedBlock, SavedLive};
 pub use worker::Worker;

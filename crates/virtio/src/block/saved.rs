@@ -23,6 +23,9 @@ pub struct SavedBlock {
 pub struct SavedLive {
     /// Requests.
     pub queue: SavedQueue,
+    /// Requests that were taken and not given back, by name, in their order: they are done
+    /// again. The driver does not touch their data before they are given back.
+    pub begun: Vec<u16>,
     /// The driver knows no flush: each write is one.
     pub flushes_each_write: bool,
 }
@@ -35,12 +38,8 @@ impl SavedBlock {
             live: match &disk.state {
                 State::Idle => None,
                 State::Live(live) => Some(SavedLive {
-                    queue: match live.turn {
-                        // What it asks for can be done twice: the driver does not touch
-                        // its data before it is given back.
-                        Turn::InHand => live.queue.save().without_last(),
-                        Turn::Ours | Turn::Handed | Turn::Workers => live.queue.save(),
-                    },
+                    queue: live.queue.save(),
+                    begun: disk.begun(live),
                     flushes_each_write: disk.flushing == Flushing::EachWrite,
                 }),
             },
@@ -58,8 +57,11 @@ impl SavedBlock {
             disk.state = State::Idle;
             return Ok(());
         };
-        let queue = VirtQueue::restore(&live.queue, interrupt.clone())
-            .map_err(|_| Error::Saved { device: "block" })?;
+        let refused = || Error::Saved { device: "block" };
+        let queue = VirtQueue::restore(&live.queue, interrupt.clone());
+        let mut queue = queue.map_err(|_| refused())?;
+        let put_back = queue.put_back(memory, &live.begun);
+        put_back.map_err(|_| refused())?;
         disk.limiter.put_back(&self.limiter);
         disk.flushing = match disk.cache {
             Cache::Unsafe => Flushing::Never,
@@ -72,5 +74,20 @@ impl SavedBlock {
             interrupt.config_changed();
         }
         Ok(())
+    }
+}
+
+impl Block {
+    /// The names of requests that were taken and not given back.
+    fn begun(&self, live: &Live) -> Vec<u16> {
+        if live.queue.broken {
+            return Vec::new();
+        }
+        let in_hand = match live.turn {
+            Turn::InHand { head } => Some(head),
+            Turn::Ours | Turn::Handed | Turn::Workers => None,
+        };
+        let in_flight = self.rings.iter().flat_map(|rings| rings.heads());
+        in_hand.into_iter().chain(in_flight).collect()
     }
 }

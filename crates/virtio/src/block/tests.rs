@@ -25,7 +25,7 @@ pub(super) const WRITE: u32 = 1;
 pub(super) const FLUSH: u32 = 4;
 pub(super) const GET_ID: u32 = 8;
 pub(super) const DISCARD: u32 = 11;
-const WRITE_ZEROES: u32 = 13;
+pub(super) const WRITE_ZEROES: u32 = 13;
 
 pub(super) struct Rig {
     pub(super) disk: Arc<Mutex<Block>>,

@@ -3,6 +3,8 @@
 
 mod boot;
 
+use std::fs::File;
+
 use boot::Boot;
 use machine::{Ended, Outcome};
 
@@ -41,6 +43,52 @@ fn init_that_ends_is_a_kernel_panic_in_the_report() {
 #[test]
 fn disks_entropy_and_their_interrupts_work() {
     check_devices(Boot::new());
+}
+
+/// `/tmp` is often in memory, where nothing takes time: these files are where the build is.
+#[test]
+fn disks_served_by_io_uring_work_under_load() {
+    let mut boot = Boot {
+        vcpus: 2,
+        ..Boot::new()
+    };
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let (disk, scratch) = (folder.path().join("disk"), folder.path().join("scratch"));
+    let content: Vec<u8> = (0..1 << 20).map(|i: u32| (i % 251) as u8).collect();
+    std::fs::write(&disk, &content).unwrap();
+    File::create(&scratch).unwrap().set_len(8 << 20).unwrap();
+    boot.rest = serde_json::json!({
+        "drives": [
+            {"drive_id": "disk", "path_on_host": disk, "is_root_device": false, "is_read_only": true,
+             "io_engine": "Async"},
+            {"drive_id": "scratch", "path_on_host": scratch, "is_root_device": false,
+             "cache_type": "Writeback", "io_engine": "Async"},
+        ],
+    });
+    let (metrics, counted) = std::sync::mpsc::channel();
+    let script = "for n in 0 1 2 3 4 5 6 7; do\n\
+             dd if=/dev/vda of=/dev/vdb bs=64k seek=$((n * 16)) conv=notrunc,fsync 2>/dev/null &\n\
+         done; wait\n\
+         echo 3 > /proc/sys/vm/drop_caches\n\
+         for n in 0 1 2 3 4 5 6 7; do\n\
+             dd if=/dev/vdb bs=64k skip=$((n * 16)) count=16 2>/dev/null | cmp - /dev/vda || echo differs &\n\
+         done; wait; echo compared\n\
+         poweroff -f";
+    let (ended, text) = boot.run_with(script, |machine| {
+        let (_, drive) = machine.handles().drives.pop().unwrap();
+        metrics.send(drive.lock().unwrap().metrics()).unwrap();
+        |_: &str| {}
+    });
+    assert!(text.contains("compared\n"), "{text}");
+    assert!(!text.contains("differs"), "{text}");
+    let written = std::fs::read(&scratch).unwrap();
+    assert!(written.chunks(1 << 20).all(|chunk| chunk == content));
+    let metrics = counted.recv().unwrap();
+    let counted: std::collections::BTreeMap<_, _> = metrics.counters.all().collect();
+    assert!(counted["handed_over_count"] > 0, "{counted:?}");
+    assert!(counted["flush_count"] > 0, "{counted:?}");
+    assert_eq!(counted["execute_fails"], 0, "{counted:?}");
+    assert_outcome(&ended, &text, Outcome::PowerOff);
 }
 
 #[test]

@@ -64,19 +64,14 @@ fn a_fifo_for_a_kernel_is_refused_and_makes_nobody_wait() {
 #[test]
 fn what_is_asked_for_and_not_there_yet_is_said() {
     let monitor = Monitor::start(&[]);
-    let (disk, log) = (monitor.host.path("disk"), monitor.host.path("log"));
-    std::fs::write(&disk, [0; 512]).unwrap();
+    let log = monitor.host.path("log");
     monitor.put("/logger", json!({"log_path": log, "level": "Warning"}));
-    monitor.put(
-        "/drives/a",
-        json!({"drive_id": "a", "is_root_device": false, "path_on_host": disk, "io_engine": "Async"}),
-    );
     monitor.prepare(SPIN);
     let more = json!({"track_dirty_pages": true});
     assert_eq!(monitor.ask("PATCH", "/machine-config", Some(more)).0, 204);
     assert_eq!(monitor.action("InstanceStart").0, 204);
     let log = std::fs::read_to_string(log).unwrap();
-    for what in ["io_engine Async", "track_dirty_pages"] {
+    for what in ["track_dirty_pages"] {
         assert!(
             log.contains(&format!("{what} is not there yet")),
             "{what}: {log}"
@@ -481,6 +476,12 @@ fn memory_that_may_be_plugged_is_described_and_needs_a_driver() {
 
 #[test]
 fn a_running_drive_gets_a_new_file_and_new_limits() {
+    for io_engine in ["Sync", "Async"] {
+        check_changes_of_a_drive(io_engine);
+    }
+}
+
+fn check_changes_of_a_drive(io_engine: &str) {
     let monitor = Monitor::start(&[]);
     monitor.prepare(SPIN);
     let (disk, other) = (monitor.host.path("disk"), monitor.host.path("other"));
@@ -489,9 +490,10 @@ fn a_running_drive_gets_a_new_file_and_new_limits() {
     let limit = json!({"ops": {"size": 5, "refill_time": 100}});
     monitor.put(
         "/drives/a",
-        json!({"drive_id": "a", "is_root_device": false, "path_on_host": disk, "rate_limiter": limit}),
+        json!({"drive_id": "a", "is_root_device": false, "path_on_host": disk, "rate_limiter": limit,
+               "io_engine": io_engine}),
     );
-    monitor.action("InstanceStart");
+    assert_eq!(monitor.action("InstanceStart").0, 204);
     let patch = |body: Value| monitor.ask("PATCH", "/drives/a", Some(body));
     let limit = json!({"bandwidth": {"size": 7, "one_time_burst": 1, "refill_time": 50}});
     let body = json!({"drive_id": "a", "path_on_host": other, "rate_limiter": limit});

@@ -254,3 +254,44 @@ fn a_socket_takes_status_events_too() {
     ours.read_to_string(&mut events).unwrap();
     assert_eq!(events.lines().count(), 2, "{events}");
 }
+
+/// A host that gives no io_uring is played by a filter, which the monitor inherits.
+#[test]
+fn a_drive_with_io_uring_on_a_host_without_it_is_refused_with_the_way_out() {
+    for (errno, cause) in [
+        (libc::EPERM, "Operation not permitted (os error 1)"),
+        (libc::ENOSYS, "Function not implemented (os error 38)"),
+    ] {
+        let host = Host::new();
+        std::fs::write(host.path("disk"), [0; 512]).unwrap();
+        let drive = |io_engine| {
+            serde_json::json!({"drives": [{"drive_id": "d", "path_on_host": "DIR/disk",
+                "is_root_device": false, "io_engine": io_engine}]})
+        };
+        std::thread::scope(|scope| {
+            let confined = scope.spawn(|| {
+                let refused = seccompiler::SeccompFilter::new(
+                    [(libc::SYS_io_uring_setup, Vec::new())].into(),
+                    seccompiler::SeccompAction::Allow,
+                    seccompiler::SeccompAction::Errno(errno as u32),
+                    seccompiler::TargetArch::x86_64,
+                );
+                let program = seccompiler::BpfProgram::try_from(refused.unwrap()).unwrap();
+                seccompiler::apply_filter(&program).unwrap();
+                let output = host.run(&host.config(HALT, drive("Async")), &[]);
+                assert_eq!(output.status.code(), Some(152), "{output:?}");
+                assert_eq!(
+                    host.anonymous(&output.stderr),
+                    format!(
+                        "kombi-vmm: error: the machine cannot be built: failed to make drive \"d\": failed to make an io_uring for disk \
+                         \"DIR/disk\", whose io_engine is Async: {cause}; use io_engine Sync, or allow io_uring \
+                         here: Linux 5.10 or newer, sysctl kernel.io_uring_disabled, filters of system calls\n"
+                    )
+                );
+                let output = host.run(&host.config(HALT, drive("Sync")), &[]);
+                assert_eq!(output.status.code(), Some(0), "{output:?}");
+            });
+            confined.join().unwrap();
+        });
+    }
+}

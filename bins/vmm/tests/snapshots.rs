@@ -479,7 +479,7 @@ fn linux_goes_on_in_several_processes_at_once() {
     );
     first.put(
         "/drives/d",
-        json!({"drive_id": "d", "is_root_device": false, "path_on_host": disk}),
+        json!({"drive_id": "d", "is_root_device": false, "path_on_host": disk, "io_engine": "Async"}),
     );
     first.put("/entropy", json!({}));
     first.put("/balloon", json!({"amount_mib": 0, "deflate_on_oom": true}));

@@ -15,7 +15,7 @@ use chipset::{
 use hv::{Interrupts, Partition};
 use ram::{Gpa, GuestRam};
 use rustix::fs::OFlags;
-use virtio::block::{Access, Block, Cache, Worker};
+use virtio::block::{Access, Block, Cache, Completions, Worker};
 use virtio::rng::Rng;
 use virtio::transport::{Doorbell, MmioTransport, NOTIFY_AT};
 use virtio::vsock::Vsock;
@@ -118,26 +118,25 @@ pub(crate) fn make(
             CacheType::Unsafe => Cache::Unsafe,
             CacheType::Writeback => Cache::Writeback,
         };
-        if drive.io_engine == IoEngine::Async {
-            tracing::warn!(
-                drive = drive.id,
-                "io_engine Async is not there yet: this drive is read and written as with Sync"
-            );
-        }
-        let limits = limits(&drive.limiter);
-        let block =
-            Block::open(&drive.path, access, cache, limits).map_err(|source| Error::Drive {
-                id: drive.id.clone(),
-                source,
-            })?;
-        let block = Arc::new(Mutex::new(block));
-        let worker = Worker::of(&block).map_err(|source| Error::Drive {
+        let failed = |source| Error::Drive {
             id: drive.id.clone(),
             source,
-        })?;
-        let worker = Arc::new(Mutex::new(worker));
-        devices.sources.push(worker.clone());
-        devices.disk_workers.push(worker);
+        };
+        let block = Block::open(&drive.path, access, cache, limits(&drive.limiter));
+        let block = block.and_then(|block| match drive.io_engine {
+            IoEngine::Sync => Ok(block),
+            IoEngine::Async => block.with_rings(),
+        });
+        let block = Arc::new(Mutex::new(block.map_err(failed)?));
+        match Completions::of(&block) {
+            Some(completions) => devices.sources.push(Arc::new(Mutex::new(completions))),
+            None => {
+                let worker = Worker::of(&block).map_err(failed)?;
+                let worker = Arc::new(Mutex::new(worker));
+                devices.sources.push(worker.clone());
+                devices.disk_workers.push(worker);
+            }
+        }
         devices
             .handles
             .drives

@@ -312,6 +312,14 @@ impl Error {
                 Some("give the machine more memory or a smaller initial RAM disk")
             }
             Error::CommandLineLength { .. } => Some("shorten it, or boot without acpi=off"),
+            Error::Drive { source, .. } | Error::ChangeDrive { source, .. }
+                if matches!(source, virtio::Error::NoRing { .. }) =>
+            {
+                Some(
+                    "use io_engine Sync, or allow io_uring here: Linux 5.10 or newer, sysctl \
+                     kernel.io_uring_disabled, filters of system calls",
+                )
+            }
             Error::Drive { .. } | Error::ChangeDrive { .. } => {
                 Some("give the path of a readable file or block device")
             }

@@ -497,6 +497,13 @@ mod tests {
         ring.push(Ready::new(ram.memory(), call).unwrap(), ())
             .unwrap();
         ring.wait();
+        assert_eq!(ring.take_done().unwrap().result.unwrap(), 512);
+        // One that goes between preparation and submission stays mapped for the kernel.
+        ring.push(Ready::new(ram.memory(), call).unwrap(), ())
+            .unwrap();
+        ram.unplug(start, block).unwrap();
+        ring.wait();
+        assert_eq!(ring.take_done().unwrap().result.unwrap(), 512);
         // A piece that lies nowhere.
         let into = pieces([(u64::MAX - 10, 5)]);
         let call = Call::Read { into: &into, at: 0 };

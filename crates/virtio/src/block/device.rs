@@ -367,7 +367,8 @@ impl Block {
         let counters = &self.disk.metrics.counters;
         let patience = match (&self.hand, &self.rings) {
             (None, None) => Patience::Endless,
-            (Some(_), _) | (_, Some(_)) => Patience::None,
+            (Some(_), None) => Patience::Little,
+            (_, Some(_)) => Patience::None,
         };
         let mut found = false;
         self.full = false;

@@ -3,8 +3,8 @@
 //!
 //! Invariant: nothing outside of the capacity at opening is read or written; every request
 //! that is done gets a status, and a failed one never panics. Who must not wait does not:
-//! [`Patience::None`] does only what the host does from memory, or what it did so a moment ago
-//! where it cannot say (`pace`).
+//! [`Patience::None`] does only what the host does from memory, [`Patience::Little`] also
+//! what it did so a moment ago where it cannot say (`pace`).
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -87,8 +87,10 @@ enum Moves {
 /// Whether who asks may be kept waiting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Patience {
-    /// Not at all: a vCPU or the event loop.
+    /// Not at all: a vCPU or the event loop, if others are at hand that nobody waits for.
     None,
+    /// Hardly ever: a vCPU or the event loop, if the next one is slower to come.
+    Little,
     /// For as long as the disk needs.
     Endless,
 }
@@ -193,7 +195,7 @@ impl Disk {
             Ok(plan) => request.execute(plan),
             Err(failed) => (Err(failed), 0),
         };
-        if patience == Patience::None && done == Err(Failed::TakesTime) {
+        if patience != Patience::Endless && done == Err(Failed::TakesTime) {
             return Err(TakesTime);
         }
         status.write(&[self.status(done) as u8]);
@@ -242,7 +244,9 @@ impl Disk {
         }
         match (self.at_once.known(moves), moves) {
             (true, _) => Ok(Wait::NotAtAll),
-            (false, Moves::Out { start }) if self.at_once.pace.is_quick(start) => {
+            (false, Moves::Out { start })
+                if patience == Patience::Little && self.at_once.pace.is_quick(start) =>
+            {
                 Ok(Wait::AsLongAsItTakes)
             }
             (false, Moves::In | Moves::Out { .. }) => Err(Failed::TakesTime),
@@ -372,9 +376,20 @@ impl Request<'_> {
     /// What follows may wait for the disk.
     fn take_time(self) -> Result<(), Failed> {
         match self.patience {
-            Patience::None if !self.disk.at_once.all => Err(Failed::TakesTime),
-            Patience::None | Patience::Endless => Ok(()),
+            Patience::None | Patience::Little if !self.disk.at_once.all => Err(Failed::TakesTime),
+            Patience::None | Patience::Little | Patience::Endless => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+impl Disk {
+    /// Is as on a file system that cannot say whether a write would wait.
+    pub(super) fn know_no_writes_at_once(&mut self) {
+        self.at_once.all = false;
+        self.at_once.forget(Moves::Out {
+            start: Instant::now(),
+        });
     }
 }
 

@@ -19,6 +19,10 @@ use super::plan::{Hole, Plan};
 use super::spec::Status;
 use crate::{Buffers, Chain};
 
+/// A thread that ends takes what it submitted with it once. A kernel that may make no thread
+/// for what takes time does so each time.
+const CANCELLED_MAX: u8 = 16;
+
 /// A request in flight.
 #[derive(Debug)]
 pub(super) struct Flight {
@@ -30,6 +34,8 @@ pub(super) struct Flight {
     start: Instant,
     status: Gpa,
     work: Work,
+    /// How often the next call was cancelled.
+    cancelled: u8,
     /// Bytes that the driver finds in its buffers.
     filled: usize,
 }
@@ -118,6 +124,7 @@ impl Flight {
             start: Instant::now(),
             status,
             work,
+            cancelled: 0,
             filled: 0,
         })
     }
@@ -156,9 +163,13 @@ impl Flight {
         let n = match result {
             Ok(n) => n,
             // The thread that submitted it has ended, or was interrupted: it was not begun.
-            Err(error) if is_to_do_again(&error) => return None,
+            Err(error) if was_cancelled(&error) && self.cancelled < CANCELLED_MAX => {
+                self.cancelled += 1;
+                return None;
+            }
             Err(error) => return Some(Err(error.into())),
         };
+        self.cancelled = 0;
         match &mut self.work {
             // The file became shorter under us.
             Work::Read { .. } | Work::Write { .. } if n == 0 => {
@@ -204,7 +215,7 @@ impl Flight {
     }
 }
 
-fn is_to_do_again(error: &io::Error) -> bool {
+fn was_cancelled(error: &io::Error) -> bool {
     let errno = error.raw_os_error();
     [Errno::CANCELED, Errno::INTR]
         .map(|again| Some(again.raw_os_error()))
@@ -240,6 +251,32 @@ fn skip(pieces: &mut Vec<Piece>, mut n: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::block::Access;
+
+    #[test]
+    fn a_call_that_is_cancelled_is_made_again_and_not_for_ever() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let disk = Disk::open(file.path(), Access::ReadWrite, Arc::default()).unwrap();
+        let mut flight = Flight {
+            nth: 1,
+            head: 0,
+            disk: Arc::new(disk),
+            start: Instant::now(),
+            status: Gpa(0),
+            work: Work::Flush,
+            cancelled: 0,
+            filled: 0,
+        };
+        let cancelled = || Err(Errno::CANCELED.into());
+        for _ in 0..CANCELLED_MAX {
+            assert_eq!(flight.advance(cancelled()), None);
+        }
+        let failed = Some(Err(Failed::Host(Status::IoError)));
+        assert_eq!(flight.advance(cancelled()), failed);
+        assert_eq!(flight.advance(Ok(0)), Some(Ok(())));
+        assert_eq!(flight.advance(Err(Errno::INTR.into())), None);
+        assert_eq!(flight.advance(Err(Errno::IO.into())), failed);
+    }
 
     #[test]
     fn what_was_done_of_pieces_is_skipped() {

@@ -52,7 +52,7 @@ impl Disk {
             return Ok(());
         };
         match patience {
-            Patience::None => Err(TakesTime),
+            Patience::None | Patience::Little => Err(TakesTime),
             Patience::Endless => {
                 gate.pass();
                 Ok(())

@@ -247,7 +247,9 @@ impl Rings {
     /// Returns once the kernel has nothing any more, and nobody is told of it.
     pub(super) fn forget_all(&mut self) {
         #[cfg(test)]
-        self.rig.pass();
+        if self.len() > 0 {
+            self.rig.pass();
+        }
         self.held.clear();
         self.writes.clear();
         for OfFile { ring, .. } in &mut self.rings {

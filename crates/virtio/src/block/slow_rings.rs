@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use ram::ring::Done;
+use ram::{Further, Gpa, GuestRam};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use vm_memory::Bytes;
 
 use super::flight::Flight;
 use super::gate::Gate;
@@ -15,8 +17,8 @@ use super::tests::{
     DATA, DISCARD, FLUSH, GET_ID, HEADER, OK, READ, Rig, SECTORS, STATUS, WRITE, WRITE_ZEROES,
     limited_to, pattern, range, rig_with, wait_and_serve,
 };
-use super::{Access, Block, Cache};
-use crate::fake_driver::Buffer;
+use super::{Access, Block, Cache, Worker};
+use crate::fake_driver::{Buffer, FakeDriver, RAM};
 use crate::rate_limiter::Limits;
 use crate::{Error, EventSource};
 
@@ -542,6 +544,69 @@ fn what_is_in_memory_is_answered_at_once_beside_rings() {
     let metrics = rig.disk.lock().unwrap().metrics();
     let handed = metrics.counters.all().last();
     assert_eq!(handed, Some(("handed_over_count", 0)));
+}
+
+#[test]
+fn a_write_that_may_wait_is_never_a_vcpu_s_with_rings_and_a_quick_one_is_without() {
+    for (with_rings, handed_over) in [(true, 1), (false, 0)] {
+        let mut rig = rig_with(Access::ReadWrite, Cache::Unsafe, Limits::default());
+        let mut disk = rig.disk.lock().unwrap();
+        Arc::get_mut(&mut disk.disk)
+            .unwrap()
+            .know_no_writes_at_once();
+        let metrics = disk.metrics();
+        if with_rings {
+            disk.rings = Some(Box::new(Rings::new(&disk.disk).unwrap()));
+        }
+        drop(disk);
+        let _worker = (!with_rings).then(|| Worker::of(&rig.disk).unwrap());
+        let data = [
+            Buffer::Out(HEADER, 16),
+            Buffer::Out(DATA, 512),
+            Buffer::In(STATUS, 1),
+        ];
+        rig.driver
+            .put(HEADER, &[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        rig.driver.add(0, &data);
+        rig.driver.kick(0);
+        let counted = metrics.counters.all().last();
+        assert_eq!(counted, Some(("handed_over_count", handed_over)));
+    }
+}
+
+#[test]
+fn memory_that_goes_with_requests_in_flight_keeps_nobody_from_their_end() {
+    let mut ringed = ringed(Access::ReadOnly);
+    let block = 2 << 20;
+    let ram = GuestRam::with(RAM, vec![Further::Pluggable { len: block, block }]).unwrap();
+    let at = ram.regions().last().unwrap().start;
+    ram.plug(at, block).unwrap();
+    ringed.rig.driver = FakeDriver::start_in(ram.clone(), ringed.rig.disk.clone());
+    ringed.rig.driver.put(HEADER, &[0; 16]);
+    let header = Buffer::Out(HEADER, 16);
+    for (data, status) in [(at.0, STATUS), (DATA, at.0 + 4096)] {
+        ringed.rig.driver.put(status, &[0xaa]);
+        let buffers = [header, Buffer::In(data, 512), Buffer::In(status, 1)];
+        ringed.rig.driver.add(0, &buffers);
+    }
+    ringed.rig.driver.kick(0);
+    ram.unplug(at, block).unwrap();
+    ringed.gate.open();
+    let mut ended = 0;
+    let start = Instant::now();
+    while ended < 2 {
+        ringed.completions.on_event();
+        ended += usize::from(ringed.rig.driver.used(0).is_some());
+        assert!(start.elapsed() < Duration::from_secs(10), "no answer");
+    }
+    assert!([OK, 1].contains(&ringed.rig.driver.get(STATUS, 1)[0]));
+    assert!(ringed.rig.driver.get(DATA, 512) == expected(0, 512));
+    // The status of the other one was not written.
+    let mut status = [0xaa];
+    ram.memory()
+        .read_slice(&mut status, Gpa(at.0 + 4096))
+        .unwrap();
+    assert_eq!(status, [0]);
 }
 
 /// A request of the comparison: on sectors of its own, as drivers do not touch what they

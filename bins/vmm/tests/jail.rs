@@ -50,7 +50,8 @@ fn config(host: &Host, code: &[u8]) -> PathBuf {
     host.config(
         code,
         json!({
-            "drives": [{"drive_id": "a", "path_on_host": "DIR/disk", "is_root_device": false, "is_read_only": true}],
+            "drives": [{"drive_id": "a", "path_on_host": "DIR/disk", "is_root_device": false, "is_read_only": true,
+                "io_engine": "Async"}],
             "vsock": {"guest_cid": 3, "uds_path": "DIR/run/v.sock"},
             "serial": {"serial_out_path": "DIR/run/console"},
         }),

@@ -89,7 +89,8 @@ impl VirtQueue {
     /// to be popped, in this order. The machine does not run yet.
     ///
     /// # Errors
-    /// [`QueueError::Ring`]; the queue is as it was then.
+    /// [`QueueError::Ring`] where the driver has more out than there are entries; the device
+    /// then needs a reset.
     pub(crate) fn put_back(
         &mut self,
         memory: &GuestMemory,
@@ -98,21 +99,22 @@ impl VirtQueue {
         if heads.is_empty() {
             return Ok(());
         }
+        self.check()?;
         // What the device took of the available ring the driver does not look at again. It has
         // no more requests out than there are entries, those that wait included.
         let first = Wrapping(self.ring.next_avail()) - Wrapping(heads.len() as u16);
         let index = self.ring.avail_idx(memory, Ordering::Relaxed);
-        let waiting = index.map_err(|_| QueueError::Ring)? - first;
-        if heads.len() > self.ring.size().into() || waiting.0 > self.ring.size() {
-            return Err(QueueError::Ring);
+        let out = index.map(|index| index - first);
+        let out = out.map_err(|_| self.broke(QueueError::Ring))?;
+        if heads.len() > self.ring.size().into() || out.0 > self.ring.size() {
+            return Err(self.broke(QueueError::Ring));
         }
         for (nth, head) in (0..).zip(heads) {
             let slot = (first + Wrapping(nth)).0 % self.ring.size();
             let offset = 4 + 2 * u64::from(slot);
             let at = self.ring.avail_ring().checked_add(offset).map(Gpa);
-            at.filter(|_| *head < self.ring.size())
-                .and_then(|at| memory.write_slice(&head.to_le_bytes(), at).ok())
-                .ok_or(QueueError::Ring)?;
+            at.and_then(|at| memory.write_slice(&head.to_le_bytes(), at).ok())
+                .ok_or_else(|| self.broke(QueueError::Ring))?;
         }
         self.ring.set_next_avail(first.0);
         Ok(())

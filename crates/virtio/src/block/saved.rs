@@ -60,8 +60,12 @@ impl SavedBlock {
         let refused = || Error::Saved { device: "block" };
         let queue = VirtQueue::restore(&live.queue, interrupt.clone());
         let mut queue = queue.map_err(|_| refused())?;
-        let put_back = queue.put_back(memory, &live.begun);
-        put_back.map_err(|_| refused())?;
+        if live.begun.iter().any(|head| *head >= live.queue.size) {
+            return Err(refused());
+        }
+        if queue.put_back(memory, &live.begun).is_err() {
+            interrupt.needs_reset();
+        }
         disk.limiter.put_back(&self.limiter);
         disk.flushing = match disk.cache {
             Cache::Unsafe => Flushing::Never,

@@ -101,14 +101,17 @@ fn what_no_driver_can_have_left_is_refused() {
 fn device(kind: usize, ram: &GuestRam, dir: &std::path::Path) -> Arc<Mutex<dyn VirtioDevice>> {
     match kind {
         0 => rng(),
-        1 => {
+        1 | 4 => {
             let path = dir.join("disk");
             if !path.exists() {
                 std::fs::write(&path, [0; 8192]).unwrap();
             }
             let (access, cache) = (Access::ReadWrite, Cache::Writeback);
-            let disk = Block::open(&path, access, cache, Limits::default());
-            Arc::new(Mutex::new(disk.unwrap()))
+            let disk = Block::open(&path, access, cache, Limits::default()).unwrap();
+            Arc::new(Mutex::new(match kind {
+                1 => disk,
+                _ => disk.with_rings().unwrap(),
+            }))
         }
         2 => {
             let settings = Settings {
@@ -131,7 +134,7 @@ fn device(kind: usize, ram: &GuestRam, dir: &std::path::Path) -> Arc<Mutex<dyn V
 proptest! {
     #[test]
     fn whatever_a_driver_did_its_device_goes_on(
-        kind in 0usize..4,
+        kind in 0usize..5,
         before in moves(),
         after in moves(),
     ) {

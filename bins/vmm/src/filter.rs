@@ -204,6 +204,9 @@ impl Filter {
             rules.insert(libc::SYS_socket, one_of(0, &is, &[libc::AF_UNIX as u64])?);
             let requests = one_of(1, &is, event_loop::REQUESTS)?;
             rules.insert(libc::SYS_ioctl, requests);
+            // No ring is made any more, so there is none that is not restricted.
+            let register = one_of(1, &is, event_loop::REGISTER)?;
+            rules.insert(libc::SYS_io_uring_register, register);
             Ok(rules)
         };
         Self::of(allowed, || Ok(Rules::new()), libc::EACCES)
@@ -220,6 +223,8 @@ impl Filter {
             rules.insert(libc::SYS_socket, one_of(0, &is, &[libc::AF_UNIX as u64])?);
             rules.insert(libc::SYS_prctl, one_of(0, &is, api::PRCTL)?);
             rules.insert(libc::SYS_ioctl, one_of(1, &is, api::REQUESTS)?);
+            let register = one_of(1, &is, api::REGISTER)?;
+            rules.insert(libc::SYS_io_uring_register, register);
             let descriptors = [every::DESCRIPTORS, api::COPIES].concat();
             rules.insert(libc::SYS_fcntl, one_of(1, &is, &descriptors)?);
             // Flags of clone3(2) are out of a filter's sight: the C library does without it

@@ -320,6 +320,10 @@ impl Error {
                      kernel.io_uring_disabled, filters of system calls",
                 )
             }
+            Error::ChangeDrive {
+                source: virtio::Error::FilesInUse { .. },
+                ..
+            } => None,
             Error::Drive { .. } | Error::ChangeDrive { .. } => {
                 Some("give the path of a readable file or block device")
             }

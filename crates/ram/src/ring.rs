@@ -1,4 +1,4 @@
-//! A file into and out of guest memory while the caller goes on: io_uring(7).
+//! Files into and out of guest memory while the caller goes on: io_uring(7).
 //!
 //! ```text
 //! push ──▶ submit ──▶ kernel ──▶ take_done        eventfd: something may be had from `take_done`
@@ -6,7 +6,7 @@
 //!
 //! Invariant: what the kernel may still read or write stays mapped, as each call keeps the memory that it is about
 //! and a ring that is dropped waits for what was begun. Filters of system calls do not see what is in a ring, so the
-//! kernel is told what this one may ask for: to read, write, flush and punch holes in the one file it was made for.
+//! kernel is told what this one may ask for: to read, write, flush and punch holes in the files that it was given.
 //!
 //! Left to others: how much of a call was done, and what to do about the rest.
 #![allow(unsafe_code)] // addresses that the kernel uses after the call that names them
@@ -32,7 +32,14 @@ pub struct Piece {
     pub len: usize,
 }
 
-/// What is asked of the file.
+/// Files that a ring has at most.
+pub const FILES_MAX: u32 = 16;
+
+/// IORING_REGISTER_FILES_UPDATE (linux/io_uring.h): which files a ring has. It is all that may be registered once calls
+/// may be made.
+pub const REPLACE_FILES: u8 = 6;
+
+/// What is asked of a file.
 #[derive(Clone, Copy, Debug)]
 pub enum Call<'p> {
     /// Reads from byte `at`; done are as many bytes as the result says, 0 at the end.
@@ -89,18 +96,18 @@ pub struct Ready {
 unsafe impl Send for Ready {}
 
 impl Ready {
-    /// Prepares a call on pieces of `memory`.
+    /// Prepares a call on the file in `place` of a ring, and on pieces of `memory`.
     ///
     /// # Errors
     /// EFAULT: a piece is not memory that may be reached now.
-    pub fn new(memory: &GuestMemory, call: Call<'_>) -> io::Result<Self> {
+    pub fn new(place: u32, memory: &GuestMemory, call: Call<'_>) -> io::Result<Self> {
         let (pieces, into) = match call {
             Call::Read { into, .. } => (resolve(memory, into, true)?, into.to_vec()),
             Call::Write { from, .. } => (resolve(memory, from, false)?, Vec::new()),
             Call::Flush | Call::Clear { .. } => (Box::default(), Vec::new()),
         };
         Ok(Self {
-            entry: entry(call, &pieces),
+            entry: entry(types::Fixed(place), call, &pieces),
             into,
             _pieces: pieces,
             memory: memory.clone(),
@@ -125,7 +132,7 @@ impl std::fmt::Debug for Ready {
     }
 }
 
-/// Calls on one file, in flight beside each other. They end in any order.
+/// Calls on files, in flight beside each other. They end in any order.
 pub struct Ring<T> {
     uring: IoUring,
     /// By what the kernel knows them by.
@@ -139,15 +146,11 @@ struct Begun<T> {
 }
 
 impl<T> Ring<T> {
-    /// A ring for `file` with up to `calls` in flight, which writes to the eventfd `bell` when one is done.
+    /// A ring without files, for up to `calls` in flight, which writes to the eventfd `bell` when one is done.
     ///
     /// # Errors
     /// The kernel's, with what was being done: it may be older than Linux 5.10, or configured to give none.
-    pub fn new(
-        file: &File,
-        calls: u32,
-        bell: BorrowedFd<'_>,
-    ) -> Result<Self, (&'static str, io::Error)> {
+    pub fn new(calls: u32, bell: BorrowedFd<'_>) -> Result<Self, (&'static str, io::Error)> {
         let failed = |doing| move |error| (doing, error);
         let uring = IoUring::builder()
             .dontfork()
@@ -157,8 +160,8 @@ impl<T> Ring<T> {
             .map_err(failed("make an io_uring"))?;
         let submitter = uring.submitter();
         submitter
-            .register_files(&[file.as_raw_fd()])
-            .map_err(failed("give a file to an io_uring"))?;
+            .register_files(&[NO_FILE; FILES_MAX as usize])
+            .map_err(failed("make room for files in an io_uring"))?;
         submitter
             .register_eventfd(bell.as_raw_fd())
             .map_err(failed("give an eventfd to an io_uring"))?;
@@ -168,6 +171,7 @@ impl<T> Ring<T> {
             Restriction::sqe_op(opcode::Fsync::CODE),
             Restriction::sqe_op(opcode::Fallocate::CODE),
             Restriction::sqe_flags_required(Flags::FIXED_FILE.bits()),
+            Restriction::register_op(REPLACE_FILES),
         ];
         submitter
             .register_restrictions(&mut restrictions)
@@ -178,6 +182,18 @@ impl<T> Ring<T> {
             begun: (0..calls).map(|_| None).collect(),
             in_flight: 0,
         })
+    }
+
+    /// Puts `file`, or none, into `place`. What is in flight goes on with the one that there was.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn set_file(&mut self, place: u32, file: Option<&File>) -> io::Result<()> {
+        // What was prepared for the one that there is is begun with it.
+        self.submit()?;
+        let file = file.map_or(NO_FILE, AsRawFd::as_raw_fd);
+        let set = self.uring.submitter().register_files_update(place, &[file]);
+        set.map(drop)
     }
 
     /// How many calls were pushed and not taken yet.
@@ -299,24 +315,24 @@ fn resolve(memory: &GuestMemory, pieces: &[Piece], write: bool) -> io::Result<Bo
     Ok(addresses.into_boxed_slice())
 }
 
-/// The only file that a ring has.
-const FILE: types::Fixed = types::Fixed(0);
+/// Of a place without one.
+const NO_FILE: i32 = -1;
 
-fn entry(call: Call<'_>, pieces: &[libc::iovec]) -> Entry {
+fn entry(file: types::Fixed, call: Call<'_>, pieces: &[libc::iovec]) -> Entry {
     // A driver's request is at most as many as the kernel takes in one call; more are left for the next.
     let count = pieces.len().min(crate::volatile::PIECES_MAX) as u32;
     match call {
-        Call::Read { at, .. } => opcode::Readv::new(FILE, pieces.as_ptr(), count)
+        Call::Read { at, .. } => opcode::Readv::new(file, pieces.as_ptr(), count)
             .offset(at)
             .build(),
         Call::Write { at, durable, .. } => {
             let flags = if durable { libc::RWF_DSYNC } else { 0 };
-            opcode::Writev::new(FILE, pieces.as_ptr(), count)
+            opcode::Writev::new(file, pieces.as_ptr(), count)
                 .offset(at)
                 .rw_flags(flags as _)
                 .build()
         }
-        Call::Flush => opcode::Fsync::new(FILE)
+        Call::Flush => opcode::Fsync::new(file)
             .flags(types::FsyncFlags::DATASYNC)
             .build(),
         Call::Clear { at, len, give_back } => {
@@ -325,7 +341,7 @@ fn entry(call: Call<'_>, pieces: &[libc::iovec]) -> Entry {
             } else {
                 libc::FALLOC_FL_ZERO_RANGE
             };
-            opcode::Fallocate::new(FILE, len)
+            opcode::Fallocate::new(file, len)
                 .offset(at)
                 .mode(how | libc::FALLOC_FL_KEEP_SIZE)
                 .build()
@@ -358,7 +374,10 @@ mod tests {
     }
 
     fn ring<T>(file: &File, calls: u32) -> Ring<T> {
-        Ring::new(file, calls, bell().as_fd()).expect("these tests need a host with io_uring")
+        let ring = Ring::new(calls, bell().as_fd());
+        let mut ring = ring.expect("these tests need a host with io_uring");
+        ring.set_file(0, Some(file)).unwrap();
+        ring
     }
 
     fn ram() -> GuestRam {
@@ -371,7 +390,7 @@ mod tests {
 
     /// Begins `call` and waits for it.
     fn does(ring: &mut Ring<u8>, ram: &GuestRam, call: Call<'_>) -> io::Result<usize> {
-        ring.push(Ready::new(ram.memory(), call)?, 7).unwrap();
+        ring.push(Ready::new(0, ram.memory(), call)?, 7).unwrap();
         ring.wait();
         let done = ring.take_done().unwrap();
         assert_eq!((done.of, ring.in_flight()), (7, 0));
@@ -445,7 +464,7 @@ mod tests {
         let mut ring = ring(&file, 4);
         let into = pieces([(0x1000, 512)]);
         let call = Call::Read { into: &into, at: 0 };
-        let ready = || Ready::new(ram.memory(), call).unwrap();
+        let ready = || Ready::new(0, ram.memory(), call).unwrap();
         for nth in 0..4 {
             ring.push(ready(), nth).unwrap();
         }
@@ -469,7 +488,7 @@ mod tests {
         let mut ring = ring(&file, 4);
         let into = pieces([(0x1000, 4096)]);
         let call = Call::Read { into: &into, at: 0 };
-        ring.push(Ready::new(ram.memory(), call).unwrap(), ())
+        ring.push(Ready::new(0, ram.memory(), call).unwrap(), ())
             .unwrap();
         drop(ram);
         ring.wait();
@@ -491,15 +510,15 @@ mod tests {
             len: 512,
         }];
         let call = Call::Read { into: &into, at: 0 };
-        let refused = Ready::new(ram.memory(), call).unwrap_err();
+        let refused = Ready::new(0, ram.memory(), call).unwrap_err();
         assert_eq!(refused.raw_os_error(), Some(libc::EFAULT));
         ram.plug(start, block).unwrap();
-        ring.push(Ready::new(ram.memory(), call).unwrap(), ())
+        ring.push(Ready::new(0, ram.memory(), call).unwrap(), ())
             .unwrap();
         ring.wait();
         assert_eq!(ring.take_done().unwrap().result.unwrap(), 512);
         // One that goes between preparation and submission stays mapped for the kernel.
-        ring.push(Ready::new(ram.memory(), call).unwrap(), ())
+        ring.push(Ready::new(0, ram.memory(), call).unwrap(), ())
             .unwrap();
         ram.unplug(start, block).unwrap();
         ring.wait();
@@ -507,14 +526,50 @@ mod tests {
         // A piece that lies nowhere.
         let into = pieces([(u64::MAX - 10, 5)]);
         let call = Call::Read { into: &into, at: 0 };
-        assert!(Ready::new(ram.memory(), call).is_err());
+        assert!(Ready::new(0, ram.memory(), call).is_err());
+    }
+
+    #[test]
+    fn a_file_that_is_replaced_is_done_with_first_and_one_that_is_taken_is_closed() {
+        let (old, new, ram) = (file(), tempfile::tempfile().unwrap(), ram());
+        let mut ring = ring(&old, 4);
+        let into = pieces([(0x1000, 512)]);
+        let call = Call::Read { into: &into, at: 0 };
+        let ready = |place| Ready::new(place, ram.memory(), call).unwrap();
+        ring.push(ready(0), "old").unwrap();
+        ring.set_file(0, Some(&new)).unwrap();
+        ring.set_file(1, Some(&old)).unwrap();
+        ring.push(ready(0), "new").unwrap();
+        ring.push(ready(1), "old in its new place").unwrap();
+        let mut done = Vec::new();
+        while ring.in_flight() > 0 {
+            ring.wait();
+            done.extend(std::iter::from_fn(|| ring.take_done()));
+        }
+        let mut done: Vec<_> = done
+            .iter()
+            .map(|done| (done.of, *done.result.as_ref().unwrap()))
+            .collect();
+        done.sort_unstable();
+        // The new one is empty.
+        assert_eq!(
+            done,
+            [("new", 0), ("old", 512), ("old in its new place", 512)]
+        );
+        ring.set_file(1, None).unwrap();
+        ring.push(ready(1), "none").unwrap();
+        ring.wait();
+        let error = ring.take_done().unwrap().result.unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EBADF));
+        assert!(ring.set_file(FILES_MAX, Some(&old)).is_err());
     }
 
     #[test]
     fn the_bell_rings_when_something_is_done() {
         let (file, ram, bell) = (file(), ram(), bell());
-        let mut ring = Ring::new(&file, 4, bell.as_fd()).unwrap();
-        let flush = Ready::new(ram.memory(), Call::Flush).unwrap();
+        let mut ring = Ring::new(4, bell.as_fd()).unwrap();
+        ring.set_file(0, Some(&file)).unwrap();
+        let flush = Ready::new(0, ram.memory(), Call::Flush).unwrap();
         ring.push(flush, ()).unwrap();
         assert!(rustix::io::read(&bell, &mut [0; 8]).is_err());
         ring.submit().unwrap();
@@ -523,7 +578,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_refuses_all_but_four_kinds_of_calls_on_the_one_file() {
+    fn the_kernel_refuses_all_but_four_kinds_of_calls_on_files_that_it_was_given() {
         let file = file();
         let mut ring = ring::<()>(&file, 8);
         let fd = types::Fd(file.as_raw_fd());

@@ -72,6 +72,16 @@ pub enum Error {
         /// The kernel's answer.
         source: std::io::Error,
     },
+    /// A drive with an io_uring was given new files faster than its disk answers.
+    #[error(
+        "disk {path:?} has to wait, as requests are in flight on {files} files before it; try again when those are done"
+    )]
+    FilesInUse {
+        /// Path on the host.
+        path: std::path::PathBuf,
+        /// How many.
+        files: usize,
+    },
     /// A live process already serves the vsock path.
     #[error("vsock path {path:?} is in use by another process")]
     VsockInUse {

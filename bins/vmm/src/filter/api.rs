@@ -35,7 +35,8 @@ pub(super) const ANY: &[i64] = &[
     libc::SYS_fdatasync,
     libc::SYS_rename,
     libc::SYS_unlink,
-    // limits and timers of devices
+    // requests that a device has still to look at; limits and timers of devices
+    libc::SYS_io_uring_enter,
     libc::SYS_timerfd_settime,
     // a thread's start
     libc::SYS_set_robust_list,
@@ -44,6 +45,9 @@ pub(super) const ANY: &[i64] = &[
     libc::SYS_readlink,
     libc::SYS_getcwd,
 ];
+
+/// What io_uring_register(2) may be asked for: to put a drive's new file in place.
+pub(super) const REGISTER: &[u64] = &[ram::ring::REPLACE_FILES as u64];
 
 /// What ioctl(2) may be asked for: whether a TAP device can be had, and of KVM what a
 /// snapshot and a device's interrupt need.

@@ -23,6 +23,7 @@ pub(super) const ANY: &[i64] = &[
     libc::SYS_pwritev,
     libc::SYS_pwritev2,
     libc::SYS_fdatasync,
+    libc::SYS_io_uring_enter,
     // holes: of disks, of the guest's memory
     libc::SYS_fallocate,
     // vsock
@@ -51,6 +52,9 @@ pub(super) const ANY: &[i64] = &[
     libc::SYS_readlink,
     libc::SYS_getcwd,
 ];
+
+/// What io_uring_register(2) may be asked for: to close a drive's file that was replaced.
+pub(super) const REGISTER: &[u64] = &[ram::ring::REPLACE_FILES as u64];
 
 /// What ioctl(2) may be asked for.
 pub(super) const REQUESTS: &[u64] = &[KVM_IRQ_LINE, KVM_SET_USER_MEMORY_REGION, TUNSETOFFLOAD];

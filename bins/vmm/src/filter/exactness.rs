@@ -127,7 +127,11 @@ fn every_filter() -> Vec<Wanted> {
             filter: Filter::for_event_loop().unwrap(),
             any: with(event_loop::ANY),
             refused: Vec::new(),
-            by_argument: vec![libc::SYS_ioctl, libc::SYS_socket],
+            by_argument: vec![
+                libc::SYS_ioctl,
+                libc::SYS_socket,
+                libc::SYS_io_uring_register,
+            ],
         },
         Wanted {
             name: "API",
@@ -137,6 +141,7 @@ fn every_filter() -> Vec<Wanted> {
             by_argument: vec![
                 libc::SYS_ioctl,
                 libc::SYS_socket,
+                libc::SYS_io_uring_register,
                 libc::SYS_prctl,
                 libc::SYS_clone,
             ],
@@ -246,6 +251,13 @@ fn arguments_decide_where_a_call_could_do_more() {
             _ => Vec::new(),
         };
         assert_eq!(of, wanted, "{name}");
+        let of = passing(&filter, libc::SYS_io_uring_register, 1, &[u32::MAX.into()]);
+        let wanted = match name {
+            "event loop" => sorted(&[event_loop::REGISTER]),
+            "API" => sorted(&[api::REGISTER]),
+            _ => Vec::new(),
+        };
+        assert_eq!(of, wanted, "{name}");
         let families = passing(&filter, libc::SYS_socket, 0, &[]);
         let unix_only = match name {
             "disk" | "records" | "signals" => Vec::new(),
@@ -268,6 +280,8 @@ fn arguments_decide_where_a_call_could_do_more() {
 #[test]
 fn what_makes_processes_or_takes_privileges_is_on_no_list() {
     let never = [
+        // Filters do not see what is in a ring that is not restricted.
+        libc::SYS_io_uring_setup,
         libc::SYS_execve,
         libc::SYS_execveat,
         libc::SYS_fork,

@@ -26,7 +26,7 @@ use ram::GuestMemory;
 
 use super::counters::Metrics;
 use super::disk::{Disk, Patience, RANGE_SECTORS_MAX, RANGES_MAX, TakesTime, data_bytes};
-use super::rings::{Gone, Rings};
+use super::rings::{Closed, Rings};
 use super::saved::SavedBlock;
 use super::spec::{
     Config, F_BLK_SIZE, F_DISCARD, F_FLUSH, F_RO, F_SEG_MAX, F_WRITE_ZEROES, SECTOR,
@@ -172,7 +172,8 @@ impl Block {
     /// request [`Block::in_hand`] goes to the file before.
     ///
     /// # Errors
-    /// [`Error::OpenDisk`], [`Error::NotADisk`], [`Error::NoRing`]: nothing has changed then.
+    /// [`Error::OpenDisk`], [`Error::NotADisk`], [`Error::NoRing`], [`Error::FilesInUse`]:
+    /// nothing has changed then.
     pub fn update_path(&mut self, path: &Path) -> Result<(), Error> {
         let metrics = self.metrics();
         let new = Disk::open(path, self.disk.access, metrics.clone());
@@ -193,8 +194,8 @@ impl Block {
     /// replaced.
     pub fn in_hand(&self) -> Option<InHand> {
         if let Some(rings) = &self.rings {
-            let before = rings.before();
-            return (!before.is_empty()).then_some(InHand(Being::DoneOn(before)));
+            let replaced = rings.replaced();
+            return (!replaced.is_empty()).then_some(InHand(Being::DoneOn(replaced)));
         }
         let hand = self.hand.as_ref()?;
         Some(InHand(Being::Done {
@@ -204,7 +205,8 @@ impl Block {
     }
 
     /// Keeps the worker's thread from the guest's memory, but for the request that it is
-    /// doing; or lets it go on. Whoever holds it keeps others from notifying as well.
+    /// doing; or lets it go on. Whoever holds it keeps others from notifying as well, and the
+    /// event loop from serving: without a worker that is all it takes.
     pub fn hold(&self, held: bool) {
         if let Some(hand) = &self.hand {
             hand.hold(held);
@@ -430,6 +432,9 @@ impl Block {
     pub(super) fn on_completions(&mut self) {
         let reaped = self.reap();
         self.give_up_after(reaped);
+        if let Some(rings) = &mut self.rings {
+            rings.close_unused();
+        }
     }
 
     /// Gives back what the kernel has done, and goes on with what waited for that.
@@ -567,7 +572,7 @@ enum Being {
     /// By the worker: a request.
     Done { by: Arc<Hand>, nth: u64 },
     /// By the kernel: what there is on files that were replaced.
-    DoneOn(Vec<Arc<Gone>>),
+    DoneOn(Vec<Arc<Closed>>),
 }
 
 impl InHand {

@@ -30,6 +30,8 @@ pub(super) struct Flight {
     pub(super) nth: u64,
     /// Its name.
     pub(super) head: u16,
+    /// Of its file in the ring.
+    pub(super) place: u32,
     disk: Arc<Disk>,
     start: Instant,
     status: Gpa,
@@ -70,16 +72,37 @@ pub(super) enum Begun {
 
 impl Flight {
     /// Begins what `chain` asks of `disk`.
-    pub(super) fn begin(nth: u64, chain: Chain<'_>, disk: &Arc<Disk>, flushing: Flushing) -> Begun {
+    pub(super) fn begin(
+        nth: u64,
+        place: u32,
+        chain: Chain<'_>,
+        disk: &Arc<Disk>,
+        flushing: Flushing,
+    ) -> Begun {
         let head = chain.head;
         let Some(Asked { plan, mut status }) = disk.read(chain, flushing) else {
             return Begun::Over(0);
         };
         let durable = flushing == Flushing::EachWrite;
+        let with = |status: &mut Buffers<'_>, work| {
+            // `Disk::read` left one byte of it.
+            let status = pieces(status).first().map_or(Gpa(0), |piece| piece.at);
+            Begun::Flight(Self {
+                nth,
+                head,
+                place,
+                disk: disk.clone(),
+                start: Instant::now(),
+                status,
+                work,
+                cancelled: 0,
+                filled: 0,
+            })
+        };
         let (done, filled) = match plan {
             Ok(Plan::Read { at, mut into }) if !into.is_empty() => {
                 let into = pieces(&mut into);
-                return Self::with(nth, head, disk, &mut status, Work::Read { into, at });
+                return with(&mut status, Work::Read { into, at });
             }
             Ok(Plan::Write { at, mut from }) if !from.is_empty() => {
                 let work = Work::Write {
@@ -88,15 +111,15 @@ impl Flight {
                     at,
                     durable,
                 };
-                return Self::with(nth, head, disk, &mut status, work);
+                return with(&mut status, work);
             }
-            Ok(Plan::Flush) => return Self::with(nth, head, disk, &mut status, Work::Flush),
+            Ok(Plan::Flush) => return with(&mut status, Work::Flush),
             Ok(Plan::Clear { holes }) if !holes.is_empty() => {
                 let work = Work::Clear {
                     holes: holes.into(),
                     then_flush: durable,
                 };
-                return Self::with(nth, head, disk, &mut status, work);
+                return with(&mut status, work);
             }
             Ok(Plan::GetId { mut into }) => (Ok(()), into.write(&disk.id)),
             Ok(Plan::Read { .. }) => {
@@ -112,21 +135,6 @@ impl Flight {
         };
         status.write(&[disk.status(done) as u8]);
         Begun::Over(filled as u32 + 1)
-    }
-
-    fn with(nth: u64, head: u16, disk: &Arc<Disk>, status: &mut Buffers<'_>, work: Work) -> Begun {
-        // `Disk::read` left one byte of it.
-        let status = pieces(status).first().map_or(Gpa(0), |piece| piece.at);
-        Begun::Flight(Self {
-            nth,
-            head,
-            disk: disk.clone(),
-            start: Instant::now(),
-            status,
-            work,
-            cancelled: 0,
-            filled: 0,
-        })
     }
 
     /// Whether it makes others durable, which have to be done before it.
@@ -260,6 +268,7 @@ mod tests {
         let mut flight = Flight {
             nth: 1,
             head: 0,
+            place: 0,
             disk: Arc::new(disk),
             start: Instant::now(),
             status: Gpa(0),

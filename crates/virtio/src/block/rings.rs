@@ -6,13 +6,14 @@
 //! ```
 //!
 //! Invariant: a flush begins when every write that was begun before it is over; nothing else waits for anything. No
-//! more than [`IN_FLIGHT_MAX`] requests are here. A file that was replaced keeps its ring until that is empty.
+//! more than [`IN_FLIGHT_MAX`] requests are here. A request ends on the file that it was begun on.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use ram::GuestMemory;
-use ram::ring::{Done, Ready, Ring};
+use ram::ring::{Done, FILES_MAX, Ready, Ring};
 
 use super::device::{Block, Flushing};
 use super::disk::{Disk, Failed};
@@ -27,39 +28,37 @@ pub(super) const IN_FLIGHT_MAX: u32 = 128;
 pub(super) struct Rings {
     /// Rung by the kernel when something is done.
     bell: Bell,
-    /// The last one is that of the drive's file, the others' files were replaced.
-    rings: Vec<OfFile>,
-    /// Flushes that wait for writes, in their order, each with the number of its ring.
-    held: VecDeque<(u64, Flight)>,
+    ring: Ring<Flight>,
+    /// The last one is the drive's, the others were replaced and are not closed yet.
+    files: Vec<OfRing>,
+    /// Flushes that wait for writes, in their order.
+    held: VecDeque<Flight>,
     /// Writes in flight, by number.
     writes: BTreeSet<u64>,
     /// Requests that were begun so far.
     nth: u64,
-    /// Files there were so far.
-    files: u64,
     /// [`IN_FLIGHT_MAX`], but for tests.
     pub(super) most: usize,
     #[cfg(test)]
     pub(super) rig: super::slow_rings::Rigged,
 }
 
-/// A ring of one file.
+/// A file of the ring.
 #[derive(Debug)]
-struct OfFile {
-    nth: u64,
-    ring: Ring<Flight>,
-    gone: Arc<Gone>,
+struct OfRing {
+    place: u32,
+    closed: Arc<Closed>,
 }
 
-/// Whether a file is done with.
+/// Whether the ring has a file no more.
 #[derive(Debug, Default)]
-pub(super) struct Gone {
+pub(super) struct Closed {
     is: Mutex<bool>,
     changed: Condvar,
 }
 
-impl Gone {
-    /// Returns once it is.
+impl Closed {
+    /// Returns once it is so.
     pub(super) fn wait(&self) {
         let is = self.is.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = self.changed.wait_while(is, |is| !*is);
@@ -67,22 +66,33 @@ impl Gone {
     }
 }
 
-impl Drop for OfFile {
+impl Drop for OfRing {
     fn drop(&mut self) {
-        *self.gone.is.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        self.gone.changed.notify_all();
+        *self
+            .closed
+            .is
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = true;
+        self.closed.changed.notify_all();
     }
 }
 
 impl Rings {
     pub(super) fn new(disk: &Disk) -> Result<Self, Error> {
+        let bell = Bell::new()?;
+        let ring = Ring::new(IN_FLIGHT_MAX, bell.as_fd());
+        let ring = ring.map_err(|(doing, source)| Error::NoRing {
+            path: disk.path.clone(),
+            doing,
+            source,
+        })?;
         let mut rings = Self {
-            bell: Bell::new()?,
-            rings: Vec::new(),
+            bell,
+            ring,
+            files: Vec::new(),
             held: VecDeque::new(),
             writes: BTreeSet::new(),
             nth: 0,
-            files: 0,
             most: IN_FLIGHT_MAX as usize,
             #[cfg(test)]
             rig: Default::default(),
@@ -93,21 +103,40 @@ impl Rings {
 
     /// What is begun from now on is done on `disk`.
     pub(super) fn turn_to(&mut self, disk: &Disk) -> Result<(), Error> {
-        use std::os::fd::AsFd;
-        let ring = Ring::new(&disk.file, IN_FLIGHT_MAX, self.bell.as_fd());
-        let ring = ring.map_err(|(doing, source)| Error::NoRing {
+        self.close_unused();
+        let taken = |place| self.files.iter().any(|one| one.place == place);
+        let Some(place) = (0..FILES_MAX).find(|place| !taken(*place)) else {
+            return Err(Error::FilesInUse {
+                path: disk.path.clone(),
+                files: self.files.len(),
+            });
+        };
+        let set = self.ring.set_file(place, Some(&disk.file));
+        set.map_err(|source| Error::NoRing {
             path: disk.path.clone(),
-            doing,
+            doing: "give a file to the io_uring",
             source,
         })?;
-        self.files += 1;
-        self.rings.push(OfFile {
-            nth: self.files,
-            ring,
-            gone: Arc::default(),
+        self.files.push(OfRing {
+            place,
+            closed: Arc::default(),
         });
-        self.forget_files();
+        self.close_unused();
         Ok(())
+    }
+
+    /// Closes files that were replaced and that nothing is in flight on. Not for a vCPU's thread, which may not.
+    pub(super) fn close_unused(&mut self) {
+        let Some(last) = self.files.last().map(|file| file.place) else {
+            return;
+        };
+        let (ring, held) = (&mut self.ring, &self.held);
+        self.files.retain(|file| {
+            let mut all = ring.begun().chain(held);
+            let used = file.place == last || all.any(|flight| flight.place == file.place);
+            drop(all);
+            used || ring.set_file(file.place, None).is_err()
+        });
     }
 
     /// Whether one more may be begun.
@@ -121,8 +150,7 @@ impl Rings {
     }
 
     fn len(&self) -> usize {
-        let in_flight = self.rings.iter().map(|one| one.ring.in_flight());
-        in_flight.sum::<usize>() + self.held.len()
+        self.ring.in_flight() + self.held.len()
     }
 
     /// Begins what `chain` asks of `disk`; returns how many bytes were filled in, if it is over.
@@ -134,39 +162,31 @@ impl Rings {
         memory: &GuestMemory,
     ) -> Option<u32> {
         self.nth += 1;
-        let flight = match Flight::begin(self.nth, chain, disk, flushing) {
+        let place = self.files.last().map_or(0, |file| file.place);
+        let flight = match Flight::begin(self.nth, place, chain, disk, flushing) {
             Begun::Over(written) => return Some(written),
             Begun::Flight(flight) => flight,
         };
-        let file = self.files;
         if flight.is_flush() && !self.writes.is_empty() {
-            self.held.push_back((file, flight));
+            self.held.push_back(flight);
             return None;
         }
         if flight.changes() {
             self.writes.insert(flight.nth);
         }
-        self.push(file, flight, memory).map(|(_, written)| written)
+        self.push(flight, memory).map(|(_, written)| written)
     }
 
-    /// Has the ring of file `nth` make the next call of `flight`. Where it cannot the request is over: its name, and how
-    /// many bytes were filled in.
-    fn push(&mut self, nth: u64, flight: Flight, memory: &GuestMemory) -> Option<(u16, u32)> {
-        let refused = match Ready::new(memory, flight.call()) {
-            Ok(ready) => {
-                let file = self.rings.iter_mut().find(|one| one.nth == nth);
-                // There is: files are kept for what is in flight, rings have room for all.
-                let full = std::io::ErrorKind::OutOfMemory;
-                match file {
-                    Some(OfFile { ring, .. }) => {
-                        ring.push(ready, flight).map_err(|of| (of, full.into()))
-                    }
-                    None => Err((flight, full.into())),
-                }
-            }
+    /// Makes the next call of `flight`. Where that cannot be the request is over: its name, and how many bytes were
+    /// filled in.
+    fn push(&mut self, flight: Flight, memory: &GuestMemory) -> Option<(u16, u32)> {
+        let pushed = match Ready::new(flight.place, memory, flight.call()) {
+            // It has room for all that is here.
+            Ok(ready) => (self.ring.push(ready, flight))
+                .map_err(|flight| (flight, std::io::ErrorKind::OutOfMemory.into())),
             Err(error) => Err((flight, error)),
         };
-        let (flight, error) = refused.err()?;
+        let (flight, error) = pushed.err()?;
         Some(self.end(&flight, Err(error.into()), memory))
     }
 
@@ -182,12 +202,10 @@ impl Rings {
 
     /// Has the kernel begin what was.
     pub(super) fn submit(&mut self) {
-        for OfFile { ring, .. } in &mut self.rings {
-            if let Err(error) = ring.submit() {
-                // It has no memory for a moment: the event loop tries again.
-                tracing::debug!(%error, "a ring was not submitted");
-                self.bell.ring();
-            }
+        if let Err(error) = self.ring.submit() {
+            // It has no memory for a moment: the event loop tries again.
+            tracing::debug!(%error, "a ring was not submitted");
+            self.bell.ring();
         }
     }
 
@@ -198,50 +216,38 @@ impl Rings {
             if done.is_empty() {
                 break;
             }
-            for (file, Done { mut of, result }) in done {
+            for Done { mut of, result } in done {
                 let ended = match of.advance(result) {
                     Some(done) => Some(self.end(&of, done, memory)),
-                    None => self.push(file, of, memory),
+                    None => self.push(of, memory),
                 };
                 if let Some((head, written)) = ended {
                     over(head, written);
                 }
             }
             let first = |writes: &BTreeSet<u64>| writes.first().copied().unwrap_or(u64::MAX);
-            while let Some((file, flight)) = self
+            while let Some(flight) = self
                 .held
-                .pop_front_if(|(_, flight)| flight.nth < first(&self.writes))
+                .pop_front_if(|flight| flight.nth < first(&self.writes))
             {
-                if let Some((head, written)) = self.push(file, flight, memory) {
+                if let Some((head, written)) = self.push(flight, memory) {
                     over(head, written);
                 }
             }
             self.submit();
         }
-        self.forget_files();
     }
 
-    fn take(&mut self) -> Vec<(u64, Done<Flight>)> {
+    fn take(&mut self) -> Vec<Done<Flight>> {
         #[cfg(test)]
         if self.rig.holds_back() {
             return Vec::new();
         }
-        let mut all = Vec::new();
-        for OfFile { nth, ring, .. } in &mut self.rings {
-            all.extend(std::iter::from_fn(|| ring.take_done()).map(|done| (*nth, done)));
-        }
+        #[cfg_attr(not(test), expect(unused_mut))]
+        let mut all: Vec<_> = std::iter::from_fn(|| self.ring.take_done()).collect();
         #[cfg(test)]
         self.rig.reorder(&mut all);
         all
-    }
-
-    /// Drops the rings of replaced files that nothing is left of.
-    fn forget_files(&mut self) {
-        let (files, held) = (self.files, &self.held);
-        self.rings.retain(|one| {
-            let held = held.iter().any(|(file, _)| *file == one.nth);
-            one.nth == files || one.ring.in_flight() > 0 || held
-        });
     }
 
     /// Returns once the kernel has nothing any more, and nobody is told of it.
@@ -252,28 +258,34 @@ impl Rings {
         }
         self.held.clear();
         self.writes.clear();
-        for OfFile { ring, .. } in &mut self.rings {
-            while ring.in_flight() > 0 {
-                ring.wait();
-                while ring.take_done().is_some() {}
-            }
+        while self.ring.in_flight() > 0 {
+            self.ring.wait();
+            while self.ring.take_done().is_some() {}
         }
-        self.forget_files();
+        if self.files.len() > 1 {
+            // The event loop may close them.
+            self.bell.ring();
+        }
     }
 
     /// The names of all that was begun and is not over, in the order of the driver's.
     pub(super) fn heads(&self) -> Vec<u16> {
-        let begun = self.rings.iter().flat_map(|one| one.ring.begun());
-        let all = begun.chain(self.held.iter().map(|(_, flight)| flight));
+        let all = self.ring.begun().chain(&self.held);
         let mut all: Vec<_> = all.map(|flight| (flight.nth, flight.head)).collect();
         all.sort_unstable();
         all.into_iter().map(|(_, head)| head).collect()
     }
 
     /// Files that were replaced and that the kernel is not done with.
-    pub(super) fn before(&self) -> Vec<Arc<Gone>> {
-        let before = self.rings.iter().filter(|one| one.nth != self.files);
-        before.map(|one| one.gone.clone()).collect()
+    pub(super) fn replaced(&self) -> Vec<Arc<Closed>> {
+        let replaced = self.files.iter().rev().skip(1);
+        replaced.map(|file| file.closed.clone()).collect()
+    }
+
+    /// How many files it has open.
+    #[cfg(test)]
+    pub(super) fn open_files(&self) -> usize {
+        self.files.len()
     }
 }
 
@@ -298,8 +310,7 @@ impl Completions {
 }
 
 impl EventSource for Completions {
-    fn fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        use std::os::fd::AsFd;
+    fn fd(&self) -> BorrowedFd<'_> {
         self.bell.as_fd()
     }
 

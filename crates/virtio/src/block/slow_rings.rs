@@ -43,7 +43,7 @@ impl Rigged {
         }
     }
 
-    pub(super) fn reorder(&self, done: &mut [(u64, Done<Flight>)]) {
+    pub(super) fn reorder(&self, done: &mut [Done<Flight>]) {
         let mut seed = self.seed.lock().unwrap();
         if *seed == 0 {
             return;
@@ -344,7 +344,47 @@ fn what_is_in_flight_goes_to_the_file_before_and_the_next_to_the_new_one() {
     assert_eq!(ringed.rig.on_disk(7 * 512, 512), [1; 512]);
     let written = std::fs::read(other.path()).unwrap();
     assert_eq!(written[7 * 512..8 * 512], [2; 512]);
-    assert!(ringed.rig.disk.lock().unwrap().in_hand().is_none());
+    let mut disk = ringed.rig.disk.lock().unwrap();
+    assert!(disk.in_hand().is_none());
+    assert_eq!(rings_of(&mut disk).open_files(), 1);
+}
+
+#[test]
+fn a_file_that_nobody_uses_is_closed_when_it_is_replaced_and_there_is_an_end_to_the_others() {
+    let mut ringed = ringed(Access::ReadWrite);
+    let path = ringed.rig.file.path().to_owned();
+    let update = |ringed: &Ringed| ringed.rig.disk.lock().unwrap().update_path(&path);
+    for _ in 0..40 {
+        update(&ringed).unwrap();
+    }
+    let open = |ringed: &Ringed| rings_of(&mut ringed.rig.disk.lock().unwrap()).open_files();
+    assert_eq!(open(&ringed), 1);
+    for nth in 0..15 {
+        ringed
+            .rig
+            .disk
+            .lock()
+            .unwrap()
+            .disk
+            .put_behind(&Arc::default());
+        ringed.ask(nth, READ, nth, 512);
+        update(&ringed).unwrap();
+    }
+    assert_eq!(open(&ringed), 16);
+    ringed
+        .rig
+        .disk
+        .lock()
+        .unwrap()
+        .disk
+        .put_behind(&Arc::default());
+    ringed.ask(15, READ, 15, 512);
+    let refused = update(&ringed).unwrap_err();
+    assert!(matches!(refused, Error::FilesInUse { files: 16, .. }));
+    ringed.open();
+    ringed.answers(16);
+    update(&ringed).unwrap();
+    assert_eq!(open(&ringed), 1);
 }
 
 #[test]
@@ -360,6 +400,8 @@ fn a_reset_lets_those_go_who_wait_for_a_replaced_file() {
     let waiting = std::thread::spawn(move || in_hand.wait());
     ringed.gate.open();
     ringed.rig.driver.write(0x70, 0);
+    assert!(is_ready(&ringed.completions, 0));
+    ringed.completions.on_event();
     waiting.join().unwrap();
 }
 

@@ -77,14 +77,9 @@ pub(crate) fn choose(
     watching: Watching,
 ) -> Result<Chosen, Failure> {
     let template = asked.cpu_template();
-    let kvm_may = || match template.is_empty() {
-        true => Ok(()),
-        false => Err(Failure::CpuConfigOnKvm),
-    };
     match asked.engine() {
         Engine::Soft => {}
         Engine::Kvm => {
-            kvm_may()?;
             let mut engine = open_kvm(asked).map_err(|source| Failure::Engine { source })?;
             if let Ok(Kind::Software { why }) = hv_kvm::probe() {
                 tracing::warn!("this KVM is played by software ({why}); --engine soft is faster");
@@ -94,7 +89,6 @@ pub(crate) fn choose(
         }
         Engine::Auto => match hv_kvm::probe() {
             Ok(Kind::Hardware) => {
-                kvm_may()?;
                 tracing::info!("engine kvm: guests run on the processor");
                 let engine = open_kvm(asked).map_err(|source| Failure::Engine { source })?;
                 return Ok(watching.without(engine));
@@ -138,10 +132,11 @@ pub(crate) fn choose(
 }
 
 fn open_kvm(asked: &Blueprint) -> Result<KvmHypervisor, hv::Error> {
-    KvmHypervisor::open(hv_kvm::Options {
+    let options = hv_kvm::Options {
         cpu_model: asked.cpu_model(),
         smt: asked.smt(),
-    })
+    };
+    KvmHypervisor::open_with(options, asked.cpu_template().clone())
 }
 
 /// What a KVM played by software cannot emulate, the software engine executes. A processor

@@ -59,8 +59,6 @@ pub(crate) enum Failure {
     Filter { path: PathBuf, why: String },
     #[error("{why}")]
     Metrics { why: String },
-    #[error("cpu-config is not applied by the KVM engine yet")]
-    CpuConfigOnKvm,
     #[error("failed to take metadata from {path:?}: {why}")]
     Metadata { path: PathBuf, why: String },
     #[error("failed to serve the API at {path:?}")]
@@ -85,7 +83,6 @@ impl Failure {
             | Failure::LongConfig { .. }
             | Failure::Config { .. }
             | Failure::Metadata { .. }
-            | Failure::CpuConfigOnKvm
             | Failure::Load { .. }
             | Failure::Describe { .. }
             | Failure::Engine { .. } => exit::BAD_CONFIGURATION,
@@ -98,7 +95,7 @@ impl Failure {
             Failure::Build { source } | Failure::Run { source } => match source {
                 // Not the engine's failure, but more than it was made for.
                 MachineError::Engine {
-                    source: hv::Error::TooManyVcpus { .. },
+                    source: hv::Error::TooManyVcpus { .. } | hv::Error::HostLacks { .. },
                 } => exit::BAD_CONFIGURATION,
                 MachineError::Engine { .. } => exit::ENGINE,
                 source if source.is_asked_for() => exit::BAD_CONFIGURATION,
@@ -111,7 +108,6 @@ impl Failure {
     fn hint(&self) -> Option<&'static str> {
         match self {
             Failure::ReadConfig { .. } => Some("give a readable file, or - for standard input"),
-            Failure::CpuConfigOnKvm => Some("leave it out, or use --engine soft"),
             Failure::Metadata { .. } => Some("give a file of JSON, or a larger --mmds-size-limit"),
             Failure::Filter { .. } => {
                 Some("give JSON as seccompiler reads it, not what seccompiler compiled")

@@ -131,3 +131,38 @@ fn sixteen_bytes_are_exchanged_also_where_kvm_knows_no_such_instruction() {
         assert_eq!(output.status.code(), Some(152), "{output:?}");
     }
 }
+
+/// The guest looks at CPUID itself; a register that KVM lacks ends the start, by its name.
+#[test]
+fn a_cpu_template_is_what_the_guest_sees_on_kvm() {
+    // mov eax, 1; cpuid; cmp eax, 0x6f2; jnz itself
+    let mut code = b"\xb8\x01\x00\x00\x00\x0f\xa2\x3d\xf2\x06\x00\x00\x75\xfe".to_vec();
+    code.extend(say("as the template has it\n"));
+    let template = |msr: &str| {
+        serde_json::json!({"cpu-config": {
+            "kvm_capabilities": ["55", "!56"],
+            "cpuid_modifiers": [{"leaf": "0x1", "subleaf": "0x0", "flags": 0, "modifiers": [
+                {"register": "eax", "bitmap": "0b00000000000000000000011011110010"}
+            ]}],
+            "msr_modifiers": [{"addr": msr, "bitmap": "0b1xxx"}],
+        }})
+    };
+    let host = Host::new();
+    let output = host.run(&host.config(&code, template("0x1a0")), &["--engine", "kvm"]);
+    if !kvm_can_be_opened() {
+        assert_eq!(output.status.code(), Some(152), "{output:?}");
+        return;
+    }
+    let console = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(console, "as the template has it\n", "{output:?}");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+
+    let host = Host::new();
+    let output = host.run(
+        &host.config(&code, template("0x12345678")),
+        &["--engine", "kvm"],
+    );
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(errors.contains("MSR 0x12345678"), "{errors}");
+    assert_eq!(output.status.code(), Some(152), "{output:?}");
+}

@@ -9,6 +9,7 @@ use kvm_bindings::{
     CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
 };
 use kvm_ioctls::{Cap, Kvm};
+use x86::cpu_template::CpuTemplate;
 use x86::cpuid::{self, Leaf, leaf1_ecx, leaf1_edx};
 use x86::features::{AVX_STATE, CpuModel, Feature, Features};
 use x86::guest_cpuid::{self, Place, Shown};
@@ -47,7 +48,7 @@ impl Supported {
             let any = entry.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX == 0;
             entry.function == leaf && (any || entry.index == sub)
         });
-        found.map_or([0; 4], |entry| [entry.eax, entry.ebx, entry.ecx, entry.edx])
+        found.map_or([0; 4], registers)
     }
 
     /// The features that guests may have.
@@ -93,6 +94,7 @@ impl Supported {
         features: Features,
         place: Place,
         tsc_khz: u64,
+        template: &CpuTemplate,
     ) -> Result<CpuId, Error> {
         let shown = Shown {
             place,
@@ -111,28 +113,51 @@ impl Supported {
             if values == [0; 4] && sub != 0 {
                 continue;
             }
-            let [eax, ebx, ecx, edx] = values;
             let flags = if guest_cpuid::has_subleaves(leaf) {
                 KVM_CPUID_FLAG_SIGNIFCANT_INDEX
             } else {
                 0
             };
-            entries.push(kvm_cpuid_entry2 {
-                function: leaf,
-                index: sub,
-                flags,
-                eax,
-                ebx,
-                ecx,
-                edx,
-                ..Default::default()
-            });
+            entries.push(entry(leaf, sub, flags, values));
         }
+        self.change(&mut entries, template)?;
         // More entries than KVM takes is our mistake, not the host's.
         CpuId::from_entries(&entries).map_err(|_| Error::State {
             engine: NAME,
             why: "its CPUID is too long".to_owned(),
         })
+    }
+
+    /// The template's changes. A leaf that KVM has and guests are not shown is empty before.
+    fn change(
+        &self,
+        entries: &mut Vec<kvm_cpuid_entry2>,
+        template: &CpuTemplate,
+    ) -> Result<(), Error> {
+        for modifier in &template.cpuid_modifiers {
+            let (leaf, sub) = (modifier.leaf, modifier.subleaf);
+            let is_it = |one: &kvm_cpuid_entry2| one.function == leaf && one.index == sub;
+            let found = entries.iter_mut().find(|one| is_it(one));
+            let before = found.as_ref().map_or([0; 4], |one| registers(one));
+            // More than one modifier may be of a leaf: what all of them change is the same
+            // however often it is changed.
+            let values = keep_place(leaf, before, template.change(leaf, sub, before));
+            let after = entry(leaf, sub, modifier.flags, values);
+            match found {
+                Some(one) => *one = after,
+                None if self.entries.iter().any(is_it) => entries.push(after),
+                None => {
+                    return Err(Error::HostLacks {
+                        engine: NAME,
+                        lacks: format!(
+                            "its KVM has no CPUID leaf {leaf:#x}, subleaf {sub:#x}, which \
+                             cpu-config changes; leave it out of cpuid_modifiers"
+                        ),
+                    });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// A leaf without the features that KVM lacks.
@@ -161,6 +186,38 @@ impl Supported {
             (cpuid::ADDRESS_WIDTHS, _) => [a, has[1] & mitigations(MITIGATIONS_AMD_EBX), c, d],
             _ => wanted,
         }
+    }
+}
+
+fn entry(leaf: u32, sub: u32, flags: u32, [eax, ebx, ecx, edx]: Leaf) -> kvm_cpuid_entry2 {
+    kvm_cpuid_entry2 {
+        function: leaf,
+        index: sub,
+        flags,
+        eax,
+        ebx,
+        ecx,
+        edx,
+        ..Default::default()
+    }
+}
+
+fn registers(entry: &kvm_cpuid_entry2) -> Leaf {
+    [entry.eax, entry.ebx, entry.ecx, entry.edx]
+}
+
+/// Where a vCPU is among the others, and that it is one, is no template's to say: Firecracker
+/// writes that after the template.
+fn keep_place(leaf: u32, before: Leaf, [a, b, c, d]: Leaf) -> Leaf {
+    match leaf {
+        cpuid::FEATURES => [
+            a,
+            before[1],
+            c | before[2] & (leaf1_ecx::TSC_DEADLINE | leaf1_ecx::HYPERVISOR),
+            d & !leaf1_edx::HTT | before[3] & leaf1_edx::HTT,
+        ],
+        cpuid::TOPOLOGY => before,
+        _ => [a, b, c, d],
     }
 }
 
@@ -249,5 +306,66 @@ mod tests {
             "{refused}"
         );
         assert!(some.model(CpuModel::Host).unwrap().has(Feature::Sse42));
+    }
+
+    fn given(template: serde_json::Value) -> Result<Vec<kvm_cpuid_entry2>, Error> {
+        let template: CpuTemplate = serde_json::from_value(template).unwrap();
+        let some = supported(true);
+        let features = some.model(CpuModel::Host).unwrap();
+        let place = Place { id: 1, count: 2 };
+        let table = some.table(CpuModel::Host, features, place, 2_000_000, &template)?;
+        Ok(table.as_slice().to_vec())
+    }
+
+    #[test]
+    fn a_template_changes_what_kvm_is_told() {
+        let plain = given(serde_json::json!({})).unwrap();
+        let changed = given(serde_json::json!({"cpuid_modifiers": [
+            // SSE4.2 goes; leaf 0x8000_0008 becomes one with subleaves; of leaf 1 a second
+            // time. The flag of several threads is not the template's.
+            {"leaf": "0x1", "subleaf": "0x0", "flags": 0, "modifiers": [
+                {"register": "ecx", "bitmap": "0b0xxxxxxxxxxxxxxxxxxxx"}]},
+            {"leaf": "0x80000008", "subleaf": "0x0", "flags": 1, "modifiers": [
+                {"register": "ebx", "bitmap": "0b11"}]},
+            {"leaf": "0x1", "subleaf": "0x0", "flags": 0, "modifiers": [
+                {"register": "edx", "bitmap": "0b00000000000000000000000000000001"}]},
+        ]}))
+        .unwrap();
+        for (before, after) in plain.iter().zip(&changed) {
+            match after.function {
+                1 => {
+                    assert_eq!(after.ecx, before.ecx & !(1 << 20));
+                    assert_ne!(after.ecx, before.ecx);
+                    assert_eq!(after.edx, 1 | leaf1_edx::HTT);
+                }
+                cpuid::ADDRESS_WIDTHS => assert_eq!((after.flags, after.ebx & 3), (1, 3)),
+                _ => assert_eq!(after, before),
+            }
+        }
+        assert_eq!(plain.len(), changed.len());
+    }
+
+    #[test]
+    fn a_leaf_that_is_shown_to_nobody_is_empty_before_and_one_that_is_nowhere_is_refused() {
+        let modify = |leaf: &str| {
+            given(serde_json::json!({"cpuid_modifiers": [
+                {"leaf": leaf, "subleaf": "0x0", "flags": 0, "modifiers": [
+                    {"register": "eax", "bitmap": "0b1x1"}]},
+            ]}))
+        };
+        // Leaf 0 of `supported`: what it shows is known, so it is one of the guest's.
+        assert!(modify("0x0").is_ok());
+        let refused = modify("0x1f").unwrap_err().to_string();
+        assert!(refused.contains("leaf 0x1f, subleaf 0x0"), "{refused}");
+        let mut some = supported(true);
+        some.entries.push(entry(0x1f, 0, 0, [!0; 4]));
+        let template: CpuTemplate = serde_json::from_value(serde_json::json!({"cpuid_modifiers": [
+            {"leaf": "0x1f", "subleaf": "0x0", "flags": 1, "modifiers": [
+                {"register": "eax", "bitmap": "0b1x1"}]},
+        ]}))
+        .unwrap();
+        let mut entries = Vec::new();
+        some.change(&mut entries, &template).unwrap();
+        assert_eq!(entries, [entry(0x1f, 0, 1, [5, 0, 0, 0])]);
     }
 }

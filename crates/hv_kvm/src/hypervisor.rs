@@ -9,6 +9,7 @@ use kvm_bindings::{
     kvm_msr_entry,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
+use x86::cpu_template::{CpuTemplate, KvmCapability};
 use x86::features::CpuModel;
 use x86::guest_cpuid::Place;
 use x86::msr;
@@ -58,6 +59,7 @@ pub struct Options {
 pub struct KvmHypervisor {
     kvm: Kvm,
     options: Options,
+    template: CpuTemplate,
     completions: Option<Arc<MakeCompletions>>,
 }
 
@@ -79,6 +81,16 @@ impl KvmHypervisor {
     /// # Errors
     /// [`Error::HostLacks`] says what is missing and what to do about it.
     pub fn open(options: Options) -> Result<Self, Error> {
+        Self::open_with(options, CpuTemplate::default())
+    }
+
+    /// Opens /dev/kvm for guests whose CPU `template` changes: capabilities are looked at
+    /// now, CPUID and MSRs when a machine is made.
+    ///
+    /// # Errors
+    /// As [`KvmHypervisor::open`]; [`Error::HostLacks`] names a capability that the template
+    /// needs.
+    pub fn open_with(options: Options, template: CpuTemplate) -> Result<Self, Error> {
         let lacks = |lacks| Error::HostLacks {
             engine: NAME,
             lacks,
@@ -101,15 +113,32 @@ impl KvmHypervisor {
                 "{DEVICE} is not one of KVM's; try --engine soft"
             )));
         }
-        let missing = NEEDED.iter().find(|(cap, _)| !kvm.check_extension(*cap));
+        let asked = &template.kvm_capabilities;
+        let needed = |cap: Cap| !asked.contains(&KvmCapability::NotNeeded(cap as u32));
+        let missing = NEEDED
+            .iter()
+            .find(|(cap, _)| needed(*cap) && !kvm.check_extension(*cap));
         if let Some((_, name)) = missing {
             return Err(lacks(format!(
                 "its KVM has no {name}; use a newer kernel, or try --engine soft"
             )));
         }
+        let missing = asked.iter().find_map(|one| match *one {
+            KvmCapability::Needed(number) => {
+                (kvm.check_extension_raw(number.into()) <= 0).then_some(number)
+            }
+            KvmCapability::NotNeeded(_) => None,
+        });
+        if let Some(number) = missing {
+            return Err(lacks(format!(
+                "its KVM has no capability {number}, which cpu-config needs; leave it out of \
+                 kvm_capabilities, or use a newer kernel"
+            )));
+        }
         Ok(Self {
             kvm,
             options,
+            template,
             completions: None,
         })
     }
@@ -164,7 +193,7 @@ impl Hypervisor for KvmHypervisor {
         let completions = completions.map(|make| make(&memory, vcpus)).transpose()?;
         let mut completions = completions.into_iter().flatten();
         let vm = Vm::new(fd, memory).map_err(failed("give KVM the guest's memory"))?;
-        let shape = Shape::new(&self.kvm, features)?;
+        let shape = Shape::new(&self.kvm, features, &self.template)?;
         let mut cpus = Vec::new();
         for id in 0..vcpus {
             let fd = vm
@@ -177,10 +206,11 @@ impl Hypervisor for KvmHypervisor {
                 count: vcpus.into(),
                 smt: self.options.smt,
             };
-            let table = supported.table(model, features, place, khz.into())?;
+            let table = supported.table(model, features, place, khz.into(), &self.template)?;
             fd.set_cpuid2(&table)
                 .map_err(failed("give a virtual CPU its CPUID"))?;
             set_first_msrs(&fd)?;
+            change_msrs(&fd, &self.template)?;
             let mut cpu = KvmVcpu::new(fd, Arc::clone(&vm), shape.clone())?;
             cpu.completion = completions.next();
             cpus.push(Some(cpu));
@@ -235,6 +265,46 @@ fn set_first_msrs(fd: &kvm_ioctls::VcpuFd) -> Result<(), Error> {
                 msr = format_args!("{:#x}", one.index),
                 "KVM lacks a register that firmware sets"
             );
+        }
+    }
+    Ok(())
+}
+
+/// Those of the template: what KVM has them start with, changed.
+fn change_msrs(fd: &kvm_ioctls::VcpuFd, template: &CpuTemplate) -> Result<(), Error> {
+    let lacks = |lacks| Error::HostLacks {
+        engine: NAME,
+        lacks,
+    };
+    let too_many = |_| Error::State {
+        engine: NAME,
+        why: "one register is more than KVM takes at once".to_owned(),
+    };
+    for modifier in &template.msr_modifiers {
+        let mut one = Msrs::from_entries(&[kvm_msr_entry {
+            index: modifier.addr,
+            ..Default::default()
+        }])
+        .map_err(too_many)?;
+        let read = fd.get_msrs(&mut one).map_err(failed("read a register"))?;
+        if read == 0 {
+            return Err(lacks(format!(
+                "its KVM has no MSR {:#x}, which cpu-config changes; leave it out of msr_modifiers",
+                modifier.addr
+            )));
+        }
+        let mut value = 0;
+        for entry in one.as_mut_slice() {
+            entry.data = modifier.bitmap.apply(entry.data);
+            value = entry.data;
+        }
+        let set = fd.set_msrs(&one).map_err(failed("set a register"))?;
+        if set == 0 {
+            return Err(lacks(format!(
+                "its KVM refuses {value:#x} in MSR {:#x}, as cpu-config has it; change its bitmap \
+                 in msr_modifiers",
+                modifier.addr
+            )));
         }
     }
     Ok(())

@@ -15,6 +15,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::Kvm;
 use x86::control::vector;
+use x86::cpu_template::CpuTemplate;
 use x86::features::{Feature, Features};
 use x86::msr;
 use x86::registers::rflags;
@@ -65,12 +66,18 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
-    pub(crate) fn new(kvm: &Kvm, features: Features) -> Result<Arc<Self>, Error> {
+    pub(crate) fn new(
+        kvm: &Kvm,
+        features: Features,
+        template: &CpuTemplate,
+    ) -> Result<Arc<Self>, Error> {
         let list = kvm
             .get_msr_index_list()
             .map_err(failed("ask KVM for its registers"))?;
         let state = |index: &u32| !NO_STATE.contains(index) && !NOT_SHOWN.contains(index);
-        let mut msrs: Vec<u32> = list.as_slice().iter().copied().filter(state).collect();
+        let changed = template.msr_modifiers.iter().map(|one| one.addr);
+        let all = list.as_slice().iter().copied().chain(changed);
+        let mut msrs: Vec<u32> = all.filter(state).collect();
         msrs.push(msr::MTRR_DEF_TYPE);
         msrs.sort_unstable();
         msrs.dedup();

@@ -5,23 +5,11 @@ mod bare;
 
 use std::sync::Arc;
 
-use bare::{CODE, DATA, Machine, on_kvm, state, stop};
-use hv::{Completion, Error, GuestRam, Hypervisor, Partition, Vcpu, VcpuState};
+use bare::{CODE, DATA, Machine, completions, on_kvm, soft, state, stop};
+use hv::{Partition, Vcpu, VcpuState};
 use hv_kvm::{Kind, KvmHypervisor, Options};
-use hv_soft::{Options as SoftOptions, SoftHypervisor};
 use iced_x86::code_asm::*;
 use x86::control::cr4;
-
-fn soft() -> SoftHypervisor {
-    SoftHypervisor::new(SoftOptions::default())
-}
-
-fn completions(ram: &GuestRam, vcpus: u8) -> Result<Vec<Box<dyn Completion>>, Error> {
-    let mut partition = soft().create(ram.clone(), vcpus)?;
-    let completion =
-        |index| -> Result<Box<dyn Completion>, Error> { Ok(Box::new(partition.vcpu(index)?)) };
-    (0..vcpus).map(completion).collect()
-}
 
 const HANDLER: u64 = CODE + 0x800;
 

@@ -197,7 +197,7 @@ impl CpuTemplate {
         *self == Self::default()
     }
 
-    /// A leaf with the template's changes. What a CPU cannot do, no template adds.
+    /// A leaf with the template's changes: of features, those that take away. What a CPU cannot do, no template adds.
     #[must_use]
     pub fn apply(&self, leaf: u32, subleaf: u32, before: Leaf) -> Leaf {
         let after = self.change(leaf, subleaf, before);
@@ -251,7 +251,10 @@ impl CpuTemplate {
             .fold(before, |value, one| one.bitmap.apply(value))
     }
 
-    fn change(&self, leaf: u32, subleaf: u32, before: Leaf) -> Leaf {
+    /// A leaf with all of the template's changes, also to what a CPU can do: for an engine
+    /// whose guests run on a processor that does what it does, whatever CPUID says.
+    #[must_use]
+    pub fn change(&self, leaf: u32, subleaf: u32, before: Leaf) -> Leaf {
         let mut after = before;
         let wanted = |one: &&CpuidModifier| one.leaf == leaf && one.subleaf == subleaf;
         for change in self

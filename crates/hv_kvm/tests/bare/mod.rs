@@ -11,8 +11,11 @@
 
 use std::sync::{Arc, Mutex, OnceLock};
 
-use hv::{Error, Exit, Gpa, GuestRam, Hypervisor, Interrupts, Io, Kick, Partition, Vcpu};
+use hv::{
+    Completion, Error, Exit, Gpa, GuestRam, Hypervisor, Interrupts, Io, Kick, Partition, Vcpu,
+};
 use hv_kvm::{KvmHypervisor, KvmPartition, Options};
+use hv_soft::{Options as SoftOptions, SoftHypervisor};
 use iced_x86::code_asm::*;
 use vm_memory::{Bytes, GuestAddress};
 use x86::VcpuState;
@@ -114,6 +117,18 @@ pub(crate) fn on_kvm() -> Option<Machine<KvmPartition>> {
     }
 }
 
+pub(crate) fn soft() -> SoftHypervisor {
+    SoftHypervisor::new(SoftOptions::default())
+}
+
+/// The software engine, which executes what KVM cannot.
+pub(crate) fn completions(ram: &GuestRam, vcpus: u8) -> Result<Vec<Box<dyn Completion>>, Error> {
+    let mut partition = soft().create(ram.clone(), vcpus)?;
+    let completion =
+        |index| -> Result<Box<dyn Completion>, Error> { Ok(Box::new(partition.vcpu(index)?)) };
+    (0..vcpus).map(completion).collect()
+}
+
 impl<P: Partition> Machine<P> {
     pub(crate) fn new<H: Hypervisor<Partition = P>>(engine: &H) -> Self {
         let ram = GuestRam::new(ram::ByteSize::mib(16)).unwrap();
@@ -153,9 +168,20 @@ impl<P: Partition> Machine<P> {
         }
         self.put_word(TABLES + 0x3000, DEVICE_PA | 0x83);
         self.put_word(TABLES + 0x4000, 0xfec0_0000 | 0x83);
+        let user = [0x00cf_f300_0000_ffff, 0x00af_fb00_0000_ffff];
         let descriptors = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
-        for (i, word) in descriptors.into_iter().enumerate() {
+        let descriptors = descriptors.into_iter().chain(user);
+        for (i, word) in descriptors.enumerate() {
             self.put_word(GDT + 8 * i as u64, word);
+        }
+    }
+
+    /// User code may reach all memory.
+    pub(crate) fn user_may(&mut self) {
+        self.put_word(TABLES, TABLES + 0x1007);
+        self.put_word(TABLES + 0x1000, TABLES + 0x2007);
+        for i in 0..512 {
+            self.put_word(TABLES + 0x2000 + 8 * i, i << 21 | 0x87);
         }
     }
 
@@ -288,7 +314,7 @@ pub(crate) fn state() -> VcpuState {
     state.segments[VcpuState::CS] = flat(0x10, 0xa09b);
     state.gdt = DescriptorTable {
         base: GDT,
-        limit: 31,
+        limit: 47,
     };
     state.idt = DescriptorTable {
         base: IDT,

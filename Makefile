@@ -98,6 +98,11 @@ test-guests: build ## Run real software in guests and on the host, and compare: 
 	$(call say,programs in guests)
 	@lab/guests/run.sh $(GUESTS)
 
+.PHONY: test-kvm-linux
+test-kvm-linux: kernel ## Boot our kernel on /dev/kvm, whatever plays it: minutes where that is software
+	$(call say,linux on kvm)
+	@cargo test --locked -p vmm --test kvm_linux -- --nocapture
+
 .PHONY: soak
 soak: build ## Ten minutes of what goes wrong between processors, in a machine with two: SECONDS=600 CPUS=2
 	$(call say,soak)

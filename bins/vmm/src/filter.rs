@@ -146,6 +146,8 @@ const KVM: &[u64] = &[
     0x5000_aea5,
     0x8188_aea6,
     0x4188_aea7,
+    0xc018_ae85, // KVM_TRANSLATE, KVM_SET_GUEST_DEBUG: hv_kvm's corrections
+    0x4048_ae9b,
 ];
 
 const ARCH_SET_GS: u64 = 0x1001;

@@ -166,3 +166,26 @@ fn a_cpu_template_is_what_the_guest_sees_on_kvm() {
     assert!(errors.contains("MSR 0x12345678"), "{errors}");
     assert_eq!(output.status.code(), Some(152), "{output:?}");
 }
+
+/// Where KVM is played by software it begins a hypercall again and again, until the vCPU's
+/// thread, inside of its filter, has it completed; from then on it watches page faults too.
+#[test]
+fn a_hypercall_of_the_guests_kernel_is_answered_also_where_kvm_never_ends_it() {
+    // mov ecx, LSTAR; mov eax, 0x1000; xor edx, edx; wrmsr
+    let mut code = b"\xb9\x82\x00\x00\xc0\xb8\x00\x10\x00\x00\x31\xd2\x0f\x30".to_vec();
+    // A gate for page faults: mov dword ptr [0xe0], 0x101234
+    code.extend(b"\xc7\x04\x25\xe0\x00\x00\x00\x34\x12\x10\x00");
+    // mov eax, 99; vmcall; cmp eax, -1000; jnz itself; twice
+    for _ in 0..2 {
+        code.extend(b"\xb8\x63\x00\x00\x00\x0f\x01\xc1\x3d\x18\xfc\xff\xff\x75\xfe");
+    }
+    code.extend(say("answered\n"));
+    let output = Host::new().boot(&code, &["--engine", "kvm"]);
+    if kvm_can_be_opened() {
+        let console = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(console, "answered\n", "{output:?}");
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+    } else {
+        assert_eq!(output.status.code(), Some(152), "{output:?}");
+    }
+}

@@ -13,10 +13,10 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use kvm_bindings::{
-    KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_IO_OUT, KVM_EXIT_MMIO,
-    KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY,
-    kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_irqchip,
-    kvm_irqchip, kvm_run, kvm_userspace_memory_region, kvm_xsave,
+    KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_IO_OUT,
+    KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT, KVM_MEM_LOG_DIRTY_PAGES,
+    KVM_MEM_READONLY, kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1,
+    kvm_irq_routing_irqchip, kvm_irqchip, kvm_run, kvm_userspace_memory_region, kvm_xsave,
 };
 use kvm_ioctls::{IoEventAddress, VcpuExit, VcpuFd, VmFd};
 use ram::{AccessListener, Gpa, GuestRam};
@@ -233,6 +233,8 @@ pub(crate) enum Exit<'a> {
     InternalError { suberror: u32, data: Vec<u64> },
     /// The guest told its hypervisor something.
     SystemEvent { kind: u32 },
+    /// A breakpoint of ours.
+    Debug,
     /// Memory that the kernel could not reach.
     MemoryFault { at: u64 },
     /// Anything else.
@@ -297,6 +299,7 @@ pub(crate) fn run(fd: &mut VcpuFd) -> io::Result<Exit<'_>> {
                     data: internal.data[..len].to_vec(),
                 }
             }
+            KVM_EXIT_DEBUG => Exit::Debug,
             KVM_EXIT_SYSTEM_EVENT => Exit::SystemEvent {
                 kind: union.system_event.type_,
             },
@@ -414,5 +417,47 @@ pub(crate) fn interrupt(id: i32) {
     // matters to nobody.
     unsafe {
         libc::syscall(libc::SYS_tgkill, libc::getpid(), id, kick_signal());
+    }
+}
+
+/// CPU time between two looks at a vCPU that may stand still.
+const NUDGE_NANOSECONDS: i64 = 20_000_000;
+
+/// Interrupts runs on this thread from time to time, by the signal of kicks. The time is
+/// the thread's: who waits is not woken.
+#[derive(Debug)]
+pub(crate) struct Nudges(libc::timer_t);
+
+impl Nudges {
+    pub(crate) fn start() -> io::Result<Self> {
+        let mut timer: libc::timer_t = ptr::null_mut();
+        // SAFETY: all-zero bytes are a valid sigevent; pointers are to live values.
+        unsafe {
+            let mut event: libc::sigevent = std::mem::zeroed();
+            event.sigev_notify = libc::SIGEV_THREAD_ID;
+            event.sigev_signo = kick_signal();
+            event.sigev_notify_thread_id = libc::gettid();
+            if libc::timer_create(libc::CLOCK_THREAD_CPUTIME_ID, &mut event, &mut timer) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        let period = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: NUDGE_NANOSECONDS,
+        };
+        let times = libc::itimerspec {
+            it_interval: period,
+            it_value: period,
+        };
+        // SAFETY: the timer was made above and lives as long as `self`.
+        unsafe { libc::timer_settime(timer, 0, &times, ptr::null_mut()) };
+        Ok(Self(timer))
+    }
+}
+
+impl Drop for Nudges {
+    fn drop(&mut self) {
+        // SAFETY: the timer is ours and nobody has its number any more.
+        unsafe { libc::timer_delete(self.0) };
     }
 }

@@ -7,6 +7,7 @@
 //!   └─ state ⇄ x86::VcpuState, registers by registers
 //! hypervisor ─▶ cpuid (x86::guest_cpuid, cut to what KVM has), slots (memory), irqchip
 //! probe: is this KVM the processor's, or a program that plays it?
+//! corrections: what such a program gets wrong without saying so
 //! ```
 //!
 //! Local APICs and IOAPIC are the kernel's. Lines go to the IOAPIC only: KVM's 8259s are
@@ -20,6 +21,7 @@
 //! Left to others: devices, boot, threads (`machine`); which engine runs a machine (`vmm`).
 #![deny(unsafe_code)]
 
+mod corrections;
 mod cpuid;
 mod hypervisor;
 mod ioctl;

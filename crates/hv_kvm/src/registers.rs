@@ -184,6 +184,42 @@ pub(crate) fn extended(state: &VcpuState) -> Option<kvm_xsave> {
     Some(area)
 }
 
+/// Those components of extended state that [`load_extended`] gives, put into an area that
+/// may hold more; `None` as with [`extended`].
+pub(crate) fn extended_within(
+    whole: &kvm_xsave,
+    state: &VcpuState,
+    avx: bool,
+) -> Option<kvm_xsave> {
+    let part = extended(state)?;
+    let known = components(avx);
+    let word_at = |area: &kvm_xsave, at: usize| {
+        let [low, high] = [area.region[at / 4], area.region[at / 4 + 1]];
+        u64::from(high) << 32 | u64::from(low)
+    };
+    let there =
+        word_at(whole, xsave::XSTATE_BV) & !known | word_at(&part, xsave::XSTATE_BV) & known;
+    let mut area = kvm_xsave {
+        region: whole.region,
+        ..Default::default()
+    };
+    let mut copy = |bytes: std::ops::Range<usize>| {
+        let words = bytes.start / 4..bytes.end / 4;
+        area.region[words.clone()].copy_from_slice(&part.region[words]);
+    };
+    copy(0..xsave::LEGACY_BYTES);
+    if avx {
+        copy(xsave::YMM_HIGH);
+    }
+    area.region[xsave::XSTATE_BV / 4] = there as u32;
+    area.region[xsave::XSTATE_BV / 4 + 1] = (there >> 32) as u32;
+    Some(area)
+}
+
+fn components(avx: bool) -> u64 {
+    xsave::X87 | xsave::SSE | if avx { xsave::AVX } else { 0 }
+}
+
 /// As much of extended state as the guest may have.
 pub(crate) fn load_extended(state: &mut VcpuState, area: &kvm_xsave, avx: bool) {
     let len = if avx {
@@ -194,10 +230,7 @@ pub(crate) fn load_extended(state: &mut VcpuState, area: &kvm_xsave, avx: bool) 
     let bytes = area.region.iter().flat_map(|word| word.to_le_bytes());
     state.xsave = bytes.take(len).collect();
     // KVM shows all that the host has, whether the guest may use it or not.
-    let mut there = xsave::X87 | xsave::SSE;
-    if avx {
-        there |= xsave::AVX;
-    }
+    let there = components(avx);
     if let Some(word) = state.xsave.get_mut(xsave::XSTATE_BV..)
         && let Some(word) = word.first_chunk_mut::<8>()
     {
@@ -342,6 +375,30 @@ mod tests {
         assert_eq!(back.xsave[xsave::XSTATE_BV], 3);
         state.xsave = vec![0; 5000];
         assert!(extended(&state).is_none());
+    }
+
+    /// What user code has in components that its kernel knows nothing of stays.
+    #[test]
+    fn extended_state_beyond_what_is_known_stays_as_it_is() {
+        let mut whole = kvm_xsave::default();
+        whole.region.fill(0x1111_1111);
+        whole.region[xsave::XSTATE_BV / 4] = 0xe7;
+        whole.region[xsave::XSTATE_BV / 4 + 1] = 0;
+        for avx in [false, true] {
+            let mut state = some();
+            load_extended(&mut state, &whole, avx);
+            let same = extended_within(&whole, &state, avx).unwrap();
+            assert!(same.region == whole.region, "avx: {avx}");
+            state.xsave[xsave::XMM.start] = 7;
+            // All of x87 is as after a reset.
+            state.xsave[xsave::XSTATE_BV] &= !1;
+            let area = extended_within(&whole, &state, avx).unwrap();
+            let changed: Vec<_> = (0..area.region.len())
+                .filter(|word| area.region[*word] != whole.region[*word])
+                .collect();
+            assert_eq!(changed, [xsave::XMM.start / 4, xsave::XSTATE_BV / 4]);
+            assert_eq!(area.region[xsave::XSTATE_BV / 4], 0xe6);
+        }
     }
 
     #[test]

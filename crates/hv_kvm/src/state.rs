@@ -220,7 +220,9 @@ impl KvmVcpu {
         fd.set_sregs(&registers::special(&after))
             .map_err(failed(doing))?;
         if after.xsave != before.xsave {
-            let area = registers::extended(&after);
+            // User code may use more than the guest's CPUID gives.
+            let whole = fd.get_xsave().map_err(failed(doing))?;
+            let area = registers::extended_within(&whole, &after, self.shape.avx);
             let area = area.ok_or_else(|| refuse("its extended state is too long"))?;
             ioctl::set_xsave(fd, &area).map_err(failed(doing))?;
         }
@@ -256,7 +258,7 @@ impl KvmVcpu {
     }
 
     /// Those of `indices` that there are.
-    fn read_msrs(&self, indices: &[u32]) -> Result<Vec<(u32, u64)>, Error> {
+    pub(crate) fn read_msrs(&self, indices: &[u32]) -> Result<Vec<(u32, u64)>, Error> {
         let mut found = Vec::with_capacity(indices.len());
         let mut left = indices;
         while !left.is_empty() {

@@ -9,7 +9,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VcpuFd;
 
-use crate::ioctl::{self, Vm};
+use crate::ioctl::{self, Nudges, Vm};
 use crate::kick::Kicks;
 use crate::state::Shape;
 use crate::{NAME, failed};
@@ -20,11 +20,15 @@ pub struct KvmVcpu {
     pub(crate) shape: Arc<Shape>,
     kicks: Arc<Kicks>,
     /// What its descriptor needs: the machine, and the memory.
-    vm: Arc<Vm>,
+    pub(crate) vm: Arc<Vm>,
     /// Executes what KVM cannot.
     pub(crate) completion: Option<Box<dyn Completion>>,
     /// How often it did.
     completed: u64,
+    /// The guest's handler of page faults, if there is a breakpoint at it.
+    pub(crate) watched: u64,
+    /// How many system calls were put right.
+    pub(crate) system_calls: u64,
 }
 
 impl std::fmt::Debug for KvmVcpu {
@@ -40,6 +44,7 @@ impl Drop for KvmVcpu {
         if self.completed != 0 {
             tracing::info!(
                 instructions = self.completed,
+                system_calls = self.system_calls,
                 "completed for KVM, which cannot emulate them"
             );
         }
@@ -56,6 +61,8 @@ impl KvmVcpu {
             vm,
             completion: None,
             completed: 0,
+            watched: 0,
+            system_calls: 0,
         })
     }
 
@@ -76,13 +83,14 @@ impl KvmVcpu {
 
     /// Has the instruction at RIP executed by who can, if there is somebody. The guest goes
     /// on from behind it, or has ended.
-    fn complete(&mut self, io: &dyn Io) -> Result<Option<Exit>, Error> {
+    pub(crate) fn complete(&mut self, io: &dyn Io) -> Result<Option<Exit>, Error> {
         let Some(mut completion) = self.completion.take() else {
             return Ok(None);
         };
         let completed = self.complete_by(&mut *completion, io);
         self.completion = Some(completion);
         self.completed += 1;
+        self.watch_page_faults()?;
         completed
     }
 
@@ -180,6 +188,13 @@ impl Vcpu for KvmVcpu {
     }
 
     fn run(&mut self, io: &dyn Io) -> Result<Exit, Error> {
+        let _nudges = match self.completion {
+            Some(_) => {
+                self.watch_page_faults()?;
+                Some(Nudges::start().map_err(failed("have a timer look after a virtual CPU"))?)
+            }
+            None => None,
+        };
         let kicks = Arc::clone(&self.kicks);
         let _listening = kicks
             .enter()
@@ -222,6 +237,16 @@ impl Vcpu for KvmVcpu {
                 ioctl::Exit::Interrupted => {
                     if kicks.take() {
                         return Ok(Exit::Kicked);
+                    }
+                    if self.completion.is_some()
+                        && let Some(exit) = self.look_for_hypercall(io)?
+                    {
+                        return Ok(exit);
+                    }
+                }
+                ioctl::Exit::Debug => {
+                    if let Some(exit) = self.at_breakpoint(io)? {
+                        return Ok(exit);
                     }
                 }
                 ioctl::Exit::Shutdown => return Ok(Exit::TripleFault),

@@ -176,13 +176,13 @@ impl<P: Partition> Machine<P> {
         }
     }
 
-    /// User code may reach all memory.
-    pub(crate) fn user_may(&mut self) {
+    /// User code may reach the large page at `at`; from there, exceptions come to
+    /// [`STACK`].
+    pub(crate) fn user_may(&mut self, at: u64) {
         self.put_word(TABLES, TABLES + 0x1007);
         self.put_word(TABLES + 0x1000, TABLES + 0x2007);
-        for i in 0..512 {
-            self.put_word(TABLES + 0x2000 + 8 * i, i << 21 | 0x87);
-        }
+        self.put_word(TABLES + 0x2000 + 8 * (at >> 21), at | 0x87);
+        self.put_word(TSS + 4, STACK);
     }
 
     pub(crate) fn set_gate(&mut self, vector: u8, handler: u64) {

@@ -2,7 +2,8 @@
 //! 6.18; docs/kvm.md): found at breakpoints and from time to time, and put right.
 //!
 //! SYSCALL. User code runs on the processor, which takes SYSCALL to the host's kernel. What
-//! plays KVM puts RIP and RFLAGS where they belong and goes on at the entry, but at CPL 3:
+//! plays KVM puts RIP and RFLAGS where they belong, masks RFLAGS and goes on at the entry,
+//! but at CPL 3:
 //!
 //! ```text
 //! SYSCALL ─▶ entry at CPL 3 ─▶ #PF, as it is the kernel's page ─▶ handler of #PF
@@ -43,7 +44,21 @@ struct Frame {
     error: u64,
     rip: u64,
     cs: u64,
+    rflags: u64,
     rsp: u64,
+}
+
+impl Frame {
+    /// Whether user code is at `entry` of the kernel, as SYSCALL leaves it, which cleared
+    /// those flags of `r11` that `masked` has. Had it jumped there, interrupts were on:
+    /// kernels mask them.
+    fn is_system_call(&self, entry: u64, r11: u64, masked: u64) -> bool {
+        // That it was a fetch is said only where pages can forbid it; RIP says it too.
+        self.rip == entry
+            && self.error & u64::from(paging::ERROR_USER) != 0
+            && self.cs as u8 & 3 == USER
+            && (self.rflags ^ r11 & !masked) & !rflags::RF == 0
+    }
 }
 
 impl KvmVcpu {
@@ -95,9 +110,8 @@ impl KvmVcpu {
         let Some(frame) = self.frame(general.rsp) else {
             return Ok(false);
         };
-        // That it was a fetch is said only where pages can forbid it; RIP says it too.
-        let user = u64::from(paging::ERROR_USER);
-        if frame.rip != entry || frame.error & user == 0 || frame.cs as u8 & 3 != USER {
+        let masked = self.register(msr::FMASK)?;
+        if !frame.is_system_call(entry, general.r11, masked) {
             return Ok(false);
         }
         // SDM vol. 2B, SYSCALL: but for RCX and R11, which are as they should be.
@@ -123,7 +137,7 @@ impl KvmVcpu {
         };
         general.rip = entry;
         general.rsp = frame.rsp;
-        general.rflags = general.r11 & !(self.register(msr::FMASK)? | rflags::RF);
+        general.rflags = frame.rflags & !rflags::RF;
         self.fd.set_sregs(&special).map_err(failed(doing))?;
         self.fd.set_regs(&general).map_err(failed(doing))?;
         self.system_calls += 1;
@@ -164,6 +178,7 @@ impl KvmVcpu {
             error: self.word(rsp)?,
             rip: self.word(rsp.wrapping_add(8))?,
             cs: self.word(rsp.wrapping_add(16))?,
+            rflags: self.word(rsp.wrapping_add(24))?,
             rsp: self.word(rsp.wrapping_add(32))?,
         })
     }
@@ -195,5 +210,33 @@ impl KvmVcpu {
     fn register(&self, index: u32) -> Result<u64, Error> {
         let found = self.read_msrs(&[index])?;
         Ok(found.first().map_or(0, |(_, value)| *value))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_jump_to_the_kernels_entry_is_no_system_call() {
+        const ENTRY: u64 = 0xffff_ffff_8180_0040;
+        const MASKED: u64 = 0x4_7700;
+        let frame = |error, cs, flags| Frame {
+            error,
+            rip: ENTRY,
+            cs,
+            rflags: flags,
+            rsp: 0,
+        };
+        let is_one = |frame: Frame, at, r11| frame.is_system_call(at, r11, MASKED);
+        assert!(is_one(frame(0x15, 0x33, 0x1_0046), ENTRY, 0x246));
+        assert!(is_one(frame(5, 0x33, 2), ENTRY, 0x202));
+        // Jumped to, with interrupts on: whatever R11 says.
+        for r11 in [0x202, 0x3202, 2] {
+            assert!(!is_one(frame(5, 0x33, 0x202), ENTRY, r11), "{r11:#x}");
+        }
+        // The kernel's own fault; a fault elsewhere.
+        assert!(!is_one(frame(0, 0x10, 2), ENTRY, 0x202));
+        assert!(!is_one(frame(5, 0x33, 2), ENTRY + 1, 0x202));
     }
 }

@@ -312,7 +312,11 @@ mod tests {
         let template: CpuTemplate = serde_json::from_value(template).unwrap();
         let some = supported(true);
         let features = some.model(CpuModel::Host).unwrap();
-        let place = Place { id: 1, count: 2 };
+        let place = Place {
+            id: 1,
+            count: 2,
+            smt: false,
+        };
         let table = some.table(CpuModel::Host, features, place, 2_000_000, &template)?;
         Ok(table.as_slice().to_vec())
     }

@@ -216,6 +216,8 @@ fn keep_place(leaf: u32, before: Leaf, [a, b, c, d]: Leaf) -> Leaf {
             c | before[2] & (leaf1_ecx::TSC_DEADLINE | leaf1_ecx::HYPERVISOR),
             d & !leaf1_edx::HTT | before[3] & leaf1_edx::HTT,
         ],
+        // Bits 14 to 31 of EAX: how many share the cache, and how many cores there are.
+        cpuid::CACHES => [a & 0x3fff | before[0] & !0x3fff, b, c, d],
         cpuid::TOPOLOGY => before,
         _ => [a, b, c, d],
     }
@@ -347,6 +349,17 @@ mod tests {
             }
         }
         assert_eq!(plain.len(), changed.len());
+    }
+
+    #[test]
+    fn how_many_vcpus_share_what_is_no_templates_to_say() {
+        let (before, wanted) = ([0x5555_5555; 4], [0xaaaa_aaaa; 4]);
+        assert_eq!(keep_place(cpuid::TOPOLOGY, before, wanted), before);
+        let caches = keep_place(cpuid::CACHES, before, wanted);
+        assert_eq!(caches, [0x5555_6aaa, wanted[1], wanted[2], wanted[3]]);
+        let features = keep_place(cpuid::FEATURES, before, wanted);
+        assert_eq!((features[0], features[1]), (wanted[0], before[1]));
+        assert_eq!(keep_place(cpuid::EXTENDED_FEATURES, before, wanted), wanted);
     }
 
     #[test]

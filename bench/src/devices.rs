@@ -83,6 +83,8 @@ pub(crate) fn block(guests: &Guests) -> Result<bool> {
 /// iperf3 and ping through virtio-net and a TAP device.
 pub(crate) fn net(guests: &Guests) -> Result<bool> {
     if std::env::var_os(MARK).is_none() {
+        // From there no package can be fetched.
+        Files::prepare(guests)?;
         return in_a_network_of_its_own();
     }
     println!("\nnet: iperf3 and ping between guest and host, over a TAP device");

@@ -65,6 +65,8 @@ enum Verb {
     Load(images::LoadArgs),
     Save(images::SaveArgs),
     Import(images::ImportArgs),
+    Login(images::LoginArgs),
+    Logout(images::LogoutArgs),
     Prune(images::PruneArgs),
     /// The verbs about images, as docker groups them.
     #[command(subcommand)]
@@ -92,6 +94,8 @@ fn main() -> ExitCode {
         Verb::Load(args) => images::load(&args),
         Verb::Save(args) => images::save(&args),
         Verb::Import(args) => images::import(args),
+        Verb::Login(args) => images::login(args),
+        Verb::Logout(args) => images::logout(args),
         Verb::Prune(args) => images::prune(&args),
         Verb::Image(verb) => images::image(verb),
         Verb::Doctor(args) => doctor::doctor(&args),

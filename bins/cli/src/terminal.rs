@@ -5,7 +5,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::termios::{self, OptionalActions, Termios};
+use rustix::termios::{self, LocalModes, OptionalActions, Termios};
 use sandbox::TerminalSize;
 
 /// A terminal in raw mode.
@@ -27,6 +27,30 @@ impl<'a> RawMode<'a> {
 }
 
 impl Drop for RawMode<'_> {
+    fn drop(&mut self) {
+        let _ = termios::tcsetattr(self.fd, OptionalActions::Now, &self.before);
+    }
+}
+
+/// A terminal that does not show what is typed.
+#[derive(Debug)]
+pub(crate) struct Unseen<'a> {
+    fd: BorrowedFd<'a>,
+    before: Termios,
+}
+
+impl<'a> Unseen<'a> {
+    /// Shows nothing but the end of the line.
+    pub(crate) fn enter(fd: BorrowedFd<'a>) -> std::io::Result<Self> {
+        let before = termios::tcgetattr(fd)?;
+        let mut unseen = before.clone();
+        unseen.local_modes.remove(LocalModes::ECHO);
+        termios::tcsetattr(fd, OptionalActions::Flush, &unseen)?;
+        Ok(Self { fd, before })
+    }
+}
+
+impl Drop for Unseen<'_> {
     fn drop(&mut self) {
         let _ = termios::tcsetattr(self.fd, OptionalActions::Now, &self.before);
     }

@@ -8,7 +8,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use docker_credential::{CredentialRetrievalError as Failure, DockerCredential};
 use image::Name;
@@ -17,18 +17,20 @@ use oci_client::secrets::RegistryAuth;
 use crate::error::Error;
 
 /// Docker's key of its own registry.
-const HUB_KEY: &str = "https://index.docker.io/v1/";
+pub(crate) const HUB_KEY: &str = "https://index.docker.io/v1/";
 
 /// Where credentials may be.
 #[derive(Clone, Debug, Default)]
 pub struct Credentials {
     files: Vec<PathBuf>,
+    /// Where what is new goes, if not into the first one.
+    new: Option<PathBuf>,
 }
 
 impl Credentials {
     /// Those in `files`, the first one first. Files that are not there are passed over.
     pub fn in_files(files: Vec<PathBuf>) -> Self {
-        Self { files }
+        Self { files, new: None }
     }
 
     /// The user's.
@@ -43,12 +45,27 @@ impl Credentials {
         let docker = set("DOCKER_CONFIG").map(PathBuf::from);
         let docker = docker.or_else(|| home.as_ref().map(|home| home.join(".docker")));
         let runtime = set("XDG_RUNTIME_DIR").map(PathBuf::from);
+        // The runtime directory's goes with the session, where podman wants it so.
+        let new = config.map(|dir| dir.join("containers/auth.json"));
         let files = [
             runtime.map(|dir| dir.join("containers/auth.json")),
-            config.map(|dir| dir.join("containers/auth.json")),
+            new.clone(),
             docker.map(|dir| dir.join("config.json")),
         ];
-        Self::in_files(files.into_iter().flatten().collect())
+        Self {
+            new,
+            ..Self::in_files(files.into_iter().flatten().collect())
+        }
+    }
+
+    pub(crate) fn files(&self) -> &[PathBuf] {
+        &self.files
+    }
+
+    pub(crate) fn file_for_new(&self) -> Option<&Path> {
+        self.new
+            .as_deref()
+            .or(self.files.first().map(PathBuf::as_path))
     }
 
     /// What to say to the registry at `host` about the image `name`.

@@ -9,6 +9,12 @@ use image::ImageError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// What was given for a registry is none.
+    #[error("{given:?} is not a registry")]
+    NotARegistry {
+        /// What was given.
+        given: String,
+    },
     /// The registry does not have it.
     #[error("{registry} has no {what}")]
     NotFound {

@@ -17,9 +17,11 @@
 
 #![forbid(unsafe_code)]
 
+mod accounts;
 mod configuration;
 mod credentials;
 mod error;
+mod login;
 mod progress;
 mod pull;
 mod push;

@@ -44,20 +44,7 @@ impl Remote {
         operation: RegistryOperation,
         patience: Duration,
     ) -> Result<Self, Error> {
-        let http = reqwest::Client::builder()
-            .user_agent(AGENT)
-            .connect_timeout(CONNECT_TIMEOUT.min(patience))
-            .read_timeout(patience)
-            .tls_danger_accept_invalid_certs(place.insecure)
-            .build()
-            .map_err(|error| unreachable(place, &error))?;
-        let mut scheme = "https";
-        if place.insecure {
-            let probe = http.get(format!("https://{}/v2/", place.host)).send().await;
-            if probe.is_err_and(|error| error.is_connect()) {
-                scheme = "http";
-            }
-        }
+        let (http, scheme) = reach(place, patience).await?;
         let config = ClientConfig {
             protocol: match scheme {
                 "http" => ClientProtocol::Http,
@@ -180,6 +167,27 @@ impl Remote {
     }
 }
 
+/// What asks the place, and by which scheme.
+pub(crate) async fn reach(
+    place: &Place,
+    patience: Duration,
+) -> Result<(reqwest::Client, &'static str), Error> {
+    let http = reqwest::Client::builder()
+        .user_agent(AGENT)
+        .connect_timeout(CONNECT_TIMEOUT.min(patience))
+        .read_timeout(patience)
+        .tls_danger_accept_invalid_certs(place.insecure)
+        .build()
+        .map_err(|error| unreachable(place, &error))?;
+    if place.insecure {
+        let probe = http.get(format!("https://{}/v2/", place.host)).send().await;
+        if probe.is_err_and(|error| error.is_connect()) {
+            return Ok((http, "http"));
+        }
+    }
+    Ok((http, "https"))
+}
+
 fn failed(place: &Place, what: &str, failure: Failure) -> Error {
     let denied = || Error::Denied {
         registry: place.host.clone(),
@@ -220,14 +228,14 @@ fn failed(place: &Place, what: &str, failure: Failure) -> Error {
     }
 }
 
-fn answer(place: &Place, reason: &str) -> Error {
+pub(crate) fn answer(place: &Place, reason: &str) -> Error {
     Error::Answer {
         registry: place.host.clone(),
         reason: reason.chars().take(REASON_MAX).collect(),
     }
 }
 
-fn refused(place: &Place, what: &str, code: u16, message: &str) -> Error {
+pub(crate) fn refused(place: &Place, what: &str, code: u16, message: &str) -> Error {
     let registry = place.host.clone();
     let what = what.to_owned();
     let status = StatusCode::from_u16(code);
@@ -248,7 +256,7 @@ fn refused(place: &Place, what: &str, code: u16, message: &str) -> Error {
 }
 
 /// The last cause says most; addresses in between may hold secrets.
-fn unreachable(place: &Place, error: &reqwest::Error) -> Error {
+pub(crate) fn unreachable(place: &Place, error: &reqwest::Error) -> Error {
     let registry = place.host.clone();
     if error.is_redirect() {
         return answer(place, "it redirects in a circle");

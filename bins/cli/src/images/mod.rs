@@ -8,6 +8,7 @@ mod archive;
 mod history;
 mod inspect;
 mod list;
+mod login;
 mod prune;
 pub(crate) mod pull;
 mod push;
@@ -19,6 +20,7 @@ pub(crate) use archive::{ImportArgs, LoadArgs, SaveArgs, import, load, save};
 pub(crate) use history::{HistoryArgs, history};
 pub(crate) use inspect::{InspectArgs, inspect};
 pub(crate) use list::{ListArgs, list};
+pub(crate) use login::{LoginArgs, LogoutArgs, login, logout};
 pub(crate) use prune::{PruneArgs, prune};
 pub(crate) use pull::{PullArgs, pull};
 pub(crate) use push::{PushArgs, push};
@@ -119,9 +121,10 @@ pub(crate) fn registry_complaint(error: &registry::Error) -> Complaint {
     use registry::Error;
     let way_out = match error {
         Error::Image(error) => return complaint(error),
+        Error::NotARegistry { .. } => "give its host, and its port if it has one of its own",
         Error::NotFound { .. } => "check the name and the tag, or log in where it is private",
         Error::Denied { .. } => {
-            "check the name, or log in with podman login or docker login, whose files are used"
+            "check the name, or log in: kombi login, podman login and docker login share files"
         }
         Error::Unreachable { .. } => "check the registry's name and the network, and try again",
         Error::BrokenOff { .. } => "try again: it goes on where it stopped",

@@ -15,6 +15,16 @@ pub(crate) struct Registry {
 
 impl Registry {
     pub(crate) fn start() -> Self {
+        Self::with("")
+    }
+
+    /// One that takes the user `me` with the password `secret` only.
+    #[allow(dead_code)] // not every test logs in
+    pub(crate) fn private() -> Self {
+        Self::with("auth: {htpasswd: {realm: test, path: FOLDER/users}}\n")
+    }
+
+    fn with(more: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let free = TcpListener::bind("127.0.0.1:0").expect("a port");
         let host = free.local_addr().expect("its address").to_string();
@@ -25,7 +35,11 @@ impl Registry {
             "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\n\
              storage: {{filesystem: {{rootdirectory: {data:?}}}}}\nhttp: {{addr: {host:?}}}\n"
         );
-        std::fs::write(&configuration, text).expect("written");
+        let more = more.replace("FOLDER", folder.path().to_str().expect("utf-8"));
+        std::fs::write(&configuration, text + &more).expect("written");
+        // bcrypt of "secret".
+        let users = "me:$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n";
+        std::fs::write(folder.path().join("users"), users).expect("written");
         let process = Command::new("docker-registry")
             .arg("serve")
             .arg(&configuration)

@@ -24,7 +24,7 @@ pub(crate) const PLAIN: [(u32, u64); 9] = [
 ];
 
 /// Registers that read as a constant and ignore what is written.
-const CONSTANT: [(u32, u64); 6] = [
+const CONSTANT: [(u32, u64); 8] = [
     // RDCL_NO: no hardware walks the guest's page tables, so that its kernel need
     // not hide from its own processes (PTI, which doubles loads of CR3).
     (msr::ARCH_CAPABILITIES, 1),
@@ -33,6 +33,9 @@ const CONSTANT: [(u32, u64); 6] = [
     (msr::PLATFORM_INFO, 0),
     (msr::MTRR_CAP, 0),
     (msr::MICROCODE_UPDATE, 0),
+    // Kernels expect these of AMD's processors, and touch them nowhere else.
+    (msr::HWCR, msr::HWCR_TSC_FREQ_SEL),
+    (msr::NB_CFG, 0),
 ];
 
 /// Eight memory types: uncacheable, write-combining, write-through, write-protected,

@@ -62,6 +62,14 @@ pub const KERNEL_GS_BASE: u32 = 0xc000_0102;
 /// What RDTSCP loads into ECX.
 pub const TSC_AUX: u32 = 0xc000_0103;
 
+/// AMD's hardware configuration (APM vol. 2, section 3.2.10).
+pub const HWCR: u32 = 0xc001_0015;
+/// AMD's northbridge configuration.
+pub const NB_CFG: u32 = 0xc001_001f;
+
+/// HWCR: the TSC counts at the rate of P-state 0.
+pub const HWCR_TSC_FREQ_SEL: u64 = 1 << 24;
+
 /// Guest-physical address where KVM writes the wall clock of boot.
 pub const KVM_WALL_CLOCK: u32 = 0x4b56_4d00;
 /// Guest-physical address of the vCPU's clock, and bit 0 to enable it.

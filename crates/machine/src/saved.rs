@@ -92,7 +92,7 @@ impl Whole {
         // Doorbells first, as in the event loop.
         let mut doorbells: Vec<_> = self.doorbells.iter().map(|one| lock(&**one)).collect();
         for doorbell in &mut doorbells {
-            doorbell.catch_up();
+            doorbell.note();
         }
         // Registers before devices, as on the vCPUs' threads, which hold none now.
         let transports: Vec<_> = self.transports.iter().map(|one| lock(one)).collect();

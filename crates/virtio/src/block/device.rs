@@ -304,8 +304,12 @@ impl VirtioDevice for Block {
     }
 
     fn save(&mut self) -> Result<SavedDevice, Error> {
-        let reaped = self.reap();
-        self.give_up_after(reaped);
+        let ended = self.end_what_is_done();
+        self.give_up_after(ended);
+        if let Some(rings) = self.rings.as_ref().filter(|_| self.full) {
+            // There may be room for what waits, but this thread may not begin it.
+            rings.wake();
+        }
         Ok(SavedDevice::Block(SavedBlock::of(self)))
     }
 

@@ -250,6 +250,11 @@ impl Rings {
         all
     }
 
+    /// Has the event loop look at what is done, and begin what waits for room.
+    pub(super) fn wake(&self) {
+        self.bell.ring();
+    }
+
     /// Returns once the kernel has nothing any more, and nobody is told of it.
     pub(super) fn forget_all(&mut self) {
         #[cfg(test)]
@@ -280,6 +285,12 @@ impl Rings {
     pub(super) fn replaced(&self) -> Vec<Arc<Closed>> {
         let replaced = self.files.iter().rev().skip(1);
         replaced.map(|file| file.closed.clone()).collect()
+    }
+
+    /// Requests that were begun so far.
+    #[cfg(test)]
+    pub(super) fn begun(&self) -> u64 {
+        self.nth
     }
 
     /// How many files it has open.

@@ -406,6 +406,23 @@ fn a_reset_lets_those_go_who_wait_for_a_replaced_file() {
 }
 
 #[test]
+fn who_takes_a_snapshot_ends_what_is_done_and_begins_nothing() {
+    let mut ringed = ringed(Access::ReadWrite);
+    rings_of(&mut ringed.rig.disk.lock().unwrap()).most = 2;
+    for nth in 0..5 {
+        ringed.ask(nth, READ, nth, 512);
+    }
+    ringed.gate.open();
+    // Once the kernel has done both, nobody is rung for but by the snapshot.
+    is_ready(&ringed.completions, 5);
+    std::thread::sleep(Duration::from_millis(20));
+    ringed.rig.driver.save().unwrap();
+    let disk = ringed.rig.disk.clone();
+    assert_eq!(disk.lock().unwrap().rings.as_ref().unwrap().begun(), 2);
+    assert_eq!(ringed.answers(5).len(), 5);
+}
+
+#[test]
 fn a_snapshot_taken_meanwhile_has_all_that_is_not_over_to_do() {
     for with_rings in [true, false] {
         let mut ringed = ringed(Access::ReadWrite);

@@ -47,9 +47,18 @@ impl Doorbell {
 }
 
 impl Doorbell {
-    /// Does what was rung for and not done yet. A machine that is being saved must have
-    /// nothing left to do: rings are not saved.
-    pub fn catch_up(&mut self) {
+    /// Has the registers know that there was a ring, if the event loop has not seen it. For
+    /// a machine that is being saved: rings are not, but restored registers have every queue
+    /// looked at. What is to be done stays the event loop's, as the calling thread may not.
+    pub fn note(&mut self) {
+        if self.bell.silence() {
+            drop(locked(&self.transport).rung());
+            self.bell.ring();
+        }
+    }
+
+    /// Does what was rung for.
+    fn serve(&mut self) {
         // Before the device looks: what is rung for later is looked at again.
         if !self.bell.silence() {
             return;
@@ -75,7 +84,7 @@ impl EventSource for Doorbell {
     }
 
     fn on_event(&mut self) {
-        self.catch_up();
+        self.serve();
     }
 }
 

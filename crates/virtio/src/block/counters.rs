@@ -33,9 +33,10 @@ counters! {
     write_count,
     /// Requests that the limiter held back.
     rate_limiter_throttled_events,
-    /// Requests that waited as the host had enough to do.
+    /// How often requests waited as the kernel had as many of the drive as may be in flight.
     io_engine_throttled_events,
-    /// Requests that would have had a vCPU wait, and were handed to the drive's own thread.
+    /// Requests that would have had a vCPU wait: a turn of the drive's own thread begins with each,
+    /// or the kernel does them (io_uring).
     handed_over_count,
 }
 

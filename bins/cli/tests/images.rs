@@ -125,6 +125,50 @@ fn names_come_and_go_and_the_image_goes_with_its_last_one() {
 }
 
 #[test]
+fn an_import_is_run_as_its_changes_say() {
+    let home = Home::new();
+    let file = home.path("root.tar");
+    let mut root = tar::Builder::new(Vec::new());
+    let busybox = fs::read("/bin/busybox").expect("busybox-static is installed");
+    for name in ["bin/", "tmp/"] {
+        support::append(&mut root, name, 0o755, tar::EntryType::Directory, b"");
+    }
+    for name in ["bin/busybox", "bin/sh"] {
+        support::append(&mut root, name, 0o755, tar::EntryType::Regular, &busybox);
+    }
+    fs::write(&file, root.into_inner().expect("finished")).expect("written");
+    let file = file.to_str().expect("utf-8");
+    let changes = [
+        "CMD echo $GREETING from $(pwd)",
+        "ENV GREETING='good day'",
+        "WORKDIR /tmp",
+    ];
+    let changes = changes.iter().flat_map(|change| ["-c", change]);
+    let args: Vec<&str> = ["import", "-q"]
+        .into_iter()
+        .chain(changes)
+        .chain([file, "mine"])
+        .collect();
+    home.done(&args);
+    let output = home.run(&["mine"]);
+    assert_eq!(
+        stdout(&output),
+        "good day from /tmp\n",
+        "{}",
+        stderr(&output)
+    );
+    let bad = home.verb(&["import", "-c", "RUN make", file, "other"]);
+    refused(
+        &bad,
+        1,
+        &[
+            "\"RUN make\" changes no image",
+            "write it as in a Dockerfile",
+        ],
+    );
+}
+
+#[test]
 fn a_name_that_another_image_takes_leaves_the_first_one_without() {
     let home = with_busybox();
     let mut import = home.kombi_without_machine(&["import", "-m", "by hand", "-", "busybox:1"]);

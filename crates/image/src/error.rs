@@ -28,6 +28,14 @@ pub enum ImageError {
         /// The rule.
         reason: &'static str,
     },
+    /// Not an instruction that changes how an image is run.
+    #[error("{given:?} changes no image: {reason}")]
+    BadChange {
+        /// What was asked for.
+        given: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// No image of that name or identifier is in the store.
     #[error("no such image: {given}")]
     NotHere {

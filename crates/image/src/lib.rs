@@ -19,6 +19,7 @@
 
 mod blobs;
 mod catalog;
+mod change;
 mod collect;
 mod content;
 mod decompress;

@@ -6,7 +6,7 @@ use std::io::{BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use chrono::{SecondsFormat, Utc};
-use image::{Digest, Import, Name};
+use image::{Digest, ImageConfig, Import, Name};
 
 use super::pull::parsed;
 use super::{EXIT_FAILED, failed, store};
@@ -141,14 +141,21 @@ fn save_to(
 }
 
 const IMPORT_AFTER_HELP: &str = "\
+Changes are CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME and WORKDIR, as a Dockerfile has them.
+
 Examples:
   kombi import root.tar.zst debian:mine
+  kombi import -c 'CMD [\"/bin/bash\"]' -c 'ENV LANG=C.UTF-8' root.tar debian:mine
   tar -C root -c . | kombi import - mine";
 
 /// Make an image of a root file system, given as a tar file.
 #[derive(Debug, clap::Args)]
 #[command(after_help = IMPORT_AFTER_HELP)]
 pub(crate) struct ImportArgs {
+    /// Set how the image is run, by an instruction of a Dockerfile; may be given several times.
+    #[arg(short, long, value_name = "INSTRUCTION")]
+    change: Vec<String>,
+
     /// A message for the image's history.
     #[arg(short, long, value_name = "TEXT")]
     message: Option<String>,
@@ -169,12 +176,16 @@ pub(crate) struct ImportArgs {
 /// Imports it.
 pub(crate) fn import(args: ImportArgs) -> Result<u8, Complaint> {
     let name = args.name.as_deref().map(parsed).transpose()?;
+    let mut config = ImageConfig::default();
+    for change in &args.change {
+        config.change(change).map_err(|error| failed(&error))?;
+    }
     let store = store()?;
     let import = Import {
         name,
+        config,
         message: args.message,
         created: Utc::now().to_rfc3339_opts(SecondsFormat::Secs, true),
-        ..Import::default()
     };
     let mut bar = Bar::new(args.quiet);
     let imported = match args.file.as_os_str() == "-" {

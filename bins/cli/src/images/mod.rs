@@ -99,6 +99,7 @@ pub(crate) fn complaint(error: &ImageError) -> Complaint {
         ImageError::BadName { .. } => {
             Some("write [REGISTRY/]REPOSITORY[:TAG], oci:DIR, docker-archive:FILE or rootfs:DIR")
         }
+        ImageError::BadChange { .. } => Some("write it as in a Dockerfile: ENV NAME=VALUE"),
         ImageError::NotHere { .. } => Some("see kombi images, or get it with kombi pull"),
         ImageError::AmbiguousId { .. } => Some("give more digits of it"),
         ImageError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {

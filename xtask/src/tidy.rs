@@ -44,6 +44,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     }
     check_links(root, &mut complaints)?;
     check_fuzz_lock(root, &mut complaints)?;
+    check_merges(root, &mut complaints)?;
     if complaints.is_empty() {
         println!("tidy: {} crates as ARCHITECTURE.md says", house.len());
         return Ok(());
@@ -244,6 +245,30 @@ fn rust_files(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Relative links of the Markdown pages lead somewhere.
+/// No file holds both sides of a merge that nobody finished.
+fn check_merges(root: &Path, complaints: &mut Vec<String>) -> Result<()> {
+    let output = Command::new("git")
+        .args(["ls-files", "-co", "--exclude-standard"])
+        .current_dir(root)
+        .output()
+        .context("failed to run git ls-files")?;
+    for file in String::from_utf8_lossy(&output.stdout).lines() {
+        let Ok(text) = fs::read_to_string(root.join(file)) else {
+            continue;
+        };
+        if let Some(line) = unfinished_merge(&text) {
+            complaints.push(format!("{file}:{line} is one side of an unfinished merge"));
+        }
+    }
+    Ok(())
+}
+
+/// The line, from 1, at which git put two sides beside each other.
+fn unfinished_merge(text: &str) -> Option<usize> {
+    let begins = |line: &str| line.starts_with("<<<<<<<") || line.starts_with(">>>>>>>");
+    text.lines().position(begins).map(|at| at + 1)
+}
+
 fn check_links(root: &Path, complaints: &mut Vec<String>) -> Result<()> {
     let output = Command::new("git")
         .args(["ls-files", "-co", "--exclude-standard", "*.md"])
@@ -282,6 +307,13 @@ mod tests {
         assert_eq!(house["crates/ram"].unsafe_files.len(), 2);
         assert!(house["crates/hv"].depends_on.contains("x86"));
         assert!(house["crates/hv"].unsafe_files.is_empty());
+    }
+
+    #[test]
+    fn both_sides_of_a_merge_are_found() {
+        let sides = ["a\n", "<<<<<<", "< HEAD\nb\n", ">>>>>>", "> c\n"].concat();
+        assert_eq!(unfinished_merge(&sides), Some(2));
+        assert_eq!(unfinished_merge("1 << 2\n<<< x\n=======\n"), None);
     }
 
     #[test]

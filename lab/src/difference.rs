@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use iced_x86::{Decoder, DecoderOptions, Mnemonic};
+use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic};
 
 use crate::Error;
 use crate::engine::{GUEST_END, Guest};
@@ -51,7 +51,11 @@ pub fn compare(
     let mut text = String::new();
     let mut expected = native.clone();
     if native.vector != NO_VECTOR {
-        allow_choices(mnemonic_at(program, native.rip), &mut expected, &emulated);
+        allow_choices(
+            &instruction_at(program, native.rip),
+            &mut expected,
+            &emulated,
+        );
     }
     states(&mut text, &expected, &emulated);
     if let Some(i) = native_data
@@ -82,9 +86,9 @@ pub fn compare(
 }
 
 /// What a CPU may do at a fault in one way or another.
-fn allow_choices(mnemonic: Mnemonic, native: &mut State, engine: &State) {
+fn allow_choices(instruction: &Instruction, native: &mut State, engine: &State) {
     use Mnemonic as M;
-    match mnemonic {
+    match instruction.mnemonic() {
         // Raised what converting raises before it found that it cannot store.
         M::Vcvtps2ph => {
             let mxcsr = x86::xsave::MXCSR;
@@ -92,6 +96,40 @@ fn allow_choices(mnemonic: Mnemonic, native: &mut State, engine: &State) {
             // The engine looks whether it can store before it converts.
             if (native.vector, engine.vector) == (SIMD_EXCEPTION, PAGE_FAULT) {
                 (native.vector, native.cr2, native.wrote) = (PAGE_FAULT, engine.cr2, engine.wrote);
+            }
+        }
+        // What is in the mask besides the elements' signs: Intel's processors fill each element
+        // with its sign before they load the first one, AMD's afterwards.
+        M::Vpgatherdd
+        | M::Vpgatherdq
+        | M::Vpgatherqd
+        | M::Vpgatherqq
+        | M::Vgatherdps
+        | M::Vgatherdpd
+        | M::Vgatherqps
+        | M::Vgatherqpd => {
+            let mask = instruction.op2_register();
+            let element = instruction.memory_size().element_size();
+            let count = match mask.size() / element {
+                // As many as there are indexes, where those are wider.
+                all if element == 4 => {
+                    all.min(instruction.memory_index().size() / index_size(instruction))
+                }
+                all => all,
+            };
+            let signs = |state: &State| -> Vec<u8> {
+                let bytes = vector(state, mask.number());
+                let last = (1..=count).map(|n| bytes[n * element - 1] >> 7);
+                last.collect()
+            };
+            if signs(native) == signs(engine) {
+                copy_vector(native, engine, mask.number());
+            }
+            // The upper half of what is loaded goes at once or in the end.
+            let loaded = instruction.op0_register();
+            if loaded.is_xmm() {
+                let [_, high] = halves(loaded.number());
+                native.xsave[high.clone()].copy_from_slice(&engine.xsave[high]);
             }
         }
         // Which element's address it names.
@@ -104,13 +142,38 @@ fn allow_choices(mnemonic: Mnemonic, native: &mut State, engine: &State) {
     }
 }
 
-fn mnemonic_at(program: &Program, rip: u64) -> Mnemonic {
+/// Bytes of an index of a gather.
+fn index_size(instruction: &Instruction) -> usize {
+    use Mnemonic as M;
+    match instruction.mnemonic() {
+        M::Vpgatherqd | M::Vpgatherqq | M::Vgatherqps | M::Vgatherqpd => 8,
+        _ => 4,
+    }
+}
+
+/// Where the halves of vector register `n` are.
+fn halves(n: usize) -> [std::ops::Range<usize>; 2] {
+    let high = x86::xsave::YMM_HIGH.start + 16 * n;
+    [160 + 16 * n..176 + 16 * n, high..high + 16]
+}
+
+fn vector(state: &State, n: usize) -> Vec<u8> {
+    halves(n).map(|half| state.xsave[half].to_vec()).concat()
+}
+
+fn copy_vector(to: &mut State, from: &State, n: usize) {
+    for half in halves(n) {
+        to.xsave[half.clone()].copy_from_slice(&from.xsave[half]);
+    }
+}
+
+fn instruction_at(program: &Program, rip: u64) -> Instruction {
     let bytes = program.pieces.iter().find_map(|(at, code)| {
         let from = rip.checked_sub(*at)?;
         code.get(from as usize..).filter(|bytes| !bytes.is_empty())
     });
     let decode = |bytes| Decoder::with_ip(64, bytes, rip, DecoderOptions::NONE).decode();
-    bytes.map_or(Mnemonic::INVALID, |bytes| decode(bytes).mnemonic())
+    bytes.map_or_else(Instruction::default, decode)
 }
 
 fn states(text: &mut String, native: &State, engine: &State) {

@@ -4,6 +4,7 @@
 //! the same features gate.
 
 use std::arch::x86_64::__cpuid_count;
+use std::sync::OnceLock;
 
 use x86::cpuid::{self, Leaf, leaf1_ecx, leaf7_ebx};
 use x86::features::{Feature, Features};
@@ -50,6 +51,16 @@ impl Cpu {
 fn host(leaf: u32, sub: u32) -> Leaf {
     let r = __cpuid_count(leaf, sub);
     [r.eax, r.ebx, r.ecx, r.edx]
+}
+
+/// Whether AMD or Hygon made the host's CPU.
+pub(crate) fn host_is_amds() -> bool {
+    static IS: OnceLock<bool> = OnceLock::new();
+    *IS.get_or_init(|| {
+        let [_, b, c, d] = host(cpuid::VENDOR, 0);
+        let name = [b, d, c].map(u32::to_le_bytes).concat();
+        name == b"AuthenticAMD" || name == b"HygonGenuine"
+    })
 }
 
 /// The rate of the host's TSC, if CPUID says so.

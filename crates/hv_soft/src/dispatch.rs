@@ -524,9 +524,22 @@ fn on_stack(ins: &Instruction, write: bool) -> bool {
 
 /// Does the instruction refuse a misaligned operand of 16 or 32 bytes? All of legacy
 /// SSE does (SDM vol. 1, 14.9.1), but for a few; of VEX-encoded ones only moves that
-/// say so.
+/// say so. AMD's processors take SHA's operands as they are.
 fn wants_alignment(ins: &Instruction) -> bool {
     use Mnemonic as M;
+    let is_sha = matches!(
+        ins.mnemonic(),
+        M::Sha1msg1
+            | M::Sha1msg2
+            | M::Sha1nexte
+            | M::Sha1rnds4
+            | M::Sha256msg1
+            | M::Sha256msg2
+            | M::Sha256rnds2
+    );
+    if is_sha {
+        return !crate::cpuid::host_is_amds();
+    }
     if ins.code().encoding() == EncodingKind::VEX {
         return matches!(
             ins.mnemonic(),

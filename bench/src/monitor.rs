@@ -18,6 +18,7 @@ use crate::memory::Resident;
 const STARTS: usize = 31;
 const BOOTS: usize = 15;
 const CALLS: usize = 300;
+const SNAPSHOTS: usize = 5;
 
 /// A monitor with an API.
 struct Monitor {
@@ -209,7 +210,38 @@ fn running(guests: &Guests) -> Result<bool> {
         slowest = times.iter().fold(slowest, |most, &time| most.max(time));
     }
     reached &= verdict("every call under 5 ms", slowest < 5.0);
+    reached &= beside_a_snapshot(guests, &monitor)?;
     Ok(reached)
+}
+
+/// Calls of one client while another one has the machine written to disk.
+fn beside_a_snapshot(guests: &Guests, monitor: &Monitor) -> Result<bool> {
+    let (mut beside, mut writing) = (Vec::new(), Vec::new());
+    monitor.call("PATCH", "/vm", Some(json!({"state": "Paused"})))?;
+    for _ in 0..SNAPSHOTS {
+        let files = json!({
+            "snapshot_path": guests.work.join("snapshot"),
+            "mem_file_path": guests.work.join("memory"),
+        });
+        std::thread::scope(|scope| -> Result<()> {
+            let create = || monitor.call("PUT", "/snapshot/create", Some(files));
+            let creating = scope.spawn(create);
+            while !creating.is_finished() {
+                let paused = Some(json!({"state": "Paused"}));
+                for (method, path, body) in [("GET", "/vm/config", None), ("PATCH", "/vm", paused)]
+                {
+                    beside.push(milliseconds(monitor.call(method, path, body)?));
+                }
+            }
+            let took = creating.join().ok().context("a snapshot panicked")??;
+            writing.push(milliseconds(took));
+            Ok(())
+        })?;
+    }
+    row("PUT /snapshot/create, ms", &writing);
+    row("other calls meanwhile, ms", &beside);
+    let longest = beside.iter().fold(0.0_f64, |most, &time| most.max(time));
+    Ok(verdict("none waits 50 ms for another", longest < 50.0))
 }
 
 fn row(what: &str, values: &[f64]) {

@@ -73,6 +73,8 @@ struct Ring {
     returned: Vec<(u16, u32)>,
     available: u16,
     used: u16,
+    /// The driver gave the page that it is in away: it is zeros, and nobody knows more.
+    given_away: bool,
 }
 
 /// What the descriptors of all queues say.
@@ -411,6 +413,13 @@ impl Guest {
     fn check_used(&mut self, queue: usize) {
         let base = queue_at(queue as u64) + USED;
         let now = u16::from_le_bytes(self.get(base + 2));
+        let ring = &self.rings[queue];
+        // Only a device that zeroes what it is given can have taken all of it back.
+        let is_zeros = || self.get::<{ USED_LEN as usize }>(base) == [0; USED_LEN as usize];
+        if ring.given_away || self.zeroes && ring.used != 0 && now == 0 && is_zeros() {
+            self.rings[queue].given_away = true;
+            return;
+        }
         while self.rings[queue].used != now {
             let place = u64::from(self.rings[queue].used % QUEUE_SIZE);
             let head = u32::from_le_bytes(self.get(base + 4 + 8 * place));

@@ -23,7 +23,6 @@ use crate::exceptions::{Fault, GP, Raised, SS, UD};
 use crate::fault::Armed;
 use crate::interrupts::{Attention, HostTimer};
 use crate::mmu::access::Place;
-use crate::mmu::tlb::jump_index;
 use crate::mmu::walk::Access;
 use crate::startup::Stop;
 use crate::translate::NoBlock;
@@ -89,7 +88,7 @@ impl Cpu {
         let rip = self.context.rip;
         self.context.scratch[0] = rip;
         let mode = self.mode();
-        let code = self.context.jumps[mode as usize].code[jump_index(mode, rip)];
+        let code = self.context.jumps[mode as usize].code[mode.jump_index(rip)];
         if code != self.jump_miss {
             Ok(code)
         } else {

@@ -37,8 +37,8 @@ impl Fpu {
 /// The context, zeroed, page-aligned, at one place for its whole life.
 ///
 /// The kernel's and the user's jump cache, which are written whole at once and looked
-/// into at random, are in huge pages where the host has some: two faults instead of
-/// a thousand, and no walk of the host's page tables for a jump.
+/// into at random, are in a huge page where the host has some: one fault instead of
+/// five hundred, and no walk of the host's page tables for a jump.
 pub(crate) struct ContextBox {
     at: NonNull<Context>,
 }
@@ -48,7 +48,7 @@ const HUGE_PAGE: usize = 2 << 20;
 /// Pages of the TLBs and jump caches that are written at once.
 const TABLES: std::ops::Range<usize> =
     offset_of!(Context, tlb) & !0xfff..offset_of!(Context, jumps) & !0xfff;
-const JUMPS: std::ops::Range<usize> = TABLES.end..TABLES.end + 2 * HUGE_PAGE;
+const JUMPS: std::ops::Range<usize> = TABLES.end..TABLES.end + HUGE_PAGE;
 const _: () = assert!(2 * size_of::<translator::context::JumpCache>() == JUMPS.end - JUMPS.start);
 
 // SAFETY: the box owns its memory; other threads only get the poll page's

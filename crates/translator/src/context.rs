@@ -29,7 +29,7 @@ pub const S2: u8 = 15;
 /// Entries of one TLB; a power of two.
 pub const TLB_ENTRIES: usize = 16384;
 /// Entries of one jump cache; a power of two.
-pub const JUMP_CACHE_ENTRIES: usize = 1 << 18;
+pub const JUMP_CACHE_ENTRIES: usize = 1 << 17;
 /// Entries that [`Mode::KernelUserAccess`] uses of its jump cache: what runs there
 /// is a few loops that copy.
 pub const USER_ACCESS_JUMP_ENTRIES: usize = 1 << 12;
@@ -64,6 +64,19 @@ impl Mode {
             Mode::Kernel | Mode::User => JUMP_CACHE_ENTRIES,
             Mode::KernelUserAccess => USER_ACCESS_JUMP_ENTRIES,
         }
+    }
+
+    /// Bits of an address that choose the mode's jump cache entry. Two blocks hardly ever
+    /// begin at neighbouring bytes, so the lowest says nothing.
+    #[must_use]
+    pub const fn jump_mask(self) -> u64 {
+        (self.jump_entries() as u64 - 1) << 1
+    }
+
+    /// The jump cache entry of an address.
+    #[must_use]
+    pub const fn jump_index(self, va: u64) -> usize {
+        ((va & self.jump_mask()) >> 1) as usize
     }
 }
 
@@ -109,7 +122,7 @@ pub struct Tlb {
 }
 
 /// Where indirect and page-crossing jumps look for the host address of a
-/// target's block. Entry `va & (Mode::jump_entries - 1)`; an empty entry holds
+/// target's block: entry [`Mode::jump_index`]. An empty entry holds
 /// the address of the `jump_miss` stub. A block's indirect entry checks that it
 /// is the one that was meant.
 #[repr(C)]

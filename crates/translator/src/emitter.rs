@@ -349,8 +349,7 @@ pub(crate) fn jump_cache(mode: Mode) -> i32 {
 }
 
 pub(crate) fn cross_jump(asm: &mut Assembler, target: u64, mode: Mode) {
-    let entries = mode.jump_entries() as u64;
-    let index = (target & (entries - 1)) as i32;
+    let index = mode.jump_index(target) as i32;
     asm.constant(S1, target);
     // jmp gs:[entry]
     asm.bytes([0x65, 0xff, 0x24, 0x25]);

@@ -77,7 +77,7 @@ fn load_from_a_base_with_dead_flags_is_checked_by_xor_and_cmp() {
     check(
         &[0x48, 0x8b, 0x43, 0x08, 0x31, 0xc9, 0xeb, 0xf8],
         expect![[r#"
-              17 mov r14, gs:[782000h]
+              17 mov r14, gs:[482000h]
               20 lea r14, [rbx+8]
               24 pext r15, r14, gs:[0B0h]
               2f xor r14, gs:[r15*8+410h]
@@ -103,7 +103,7 @@ fn load_from_a_base_with_live_flags_touches_no_flag() {
     check(
         &[0x48, 0x8b, 0x43, 0x08, 0x0f, 0x92, 0xc0, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[782000h]
+              17 mov r14, gs:[482000h]
               20 lea r14, [rbx+8]
               24 pext r15, r14, gs:[0B0h]
               2f mov gs:[0E8h], rcx
@@ -141,7 +141,7 @@ fn prologue_shares_one_stack_check() {
             0x00, 0x00,
         ],
         expect![[r#"
-              17 mov r14, gs:[782000h]
+              17 mov r14, gs:[482000h]
               20 lea r14, [rsp-28h]
               25 xor r14, gs:[80410h]
               2e cmp r14, 0FD8h
@@ -180,7 +180,7 @@ fn epilogue_shares_one_stack_check() {
     check(
         &[0x48, 0x83, 0xc4, 0x08, 0x5b, 0x41, 0x5f, 0x5d, 0xc3],
         expect![[r#"
-              17 mov r14, gs:[782000h]
+              17 mov r14, gs:[482000h]
               20 lea r14, [rsp+8]
               25 xor r14, gs:[80410h]
               2e cmp r14, 0FE0h
@@ -220,7 +220,7 @@ fn fields_of_one_structure_share_one_check() {
             0x0b,
         ],
         expect![[r#"
-              17 mov r14, gs:[782000h]
+              17 mov r14, gs:[482000h]
               20 mov r14, rbx
               23 pext r15, r14, gs:[0B0h]
               2e xor r14, gs:[r15*8+20410h]
@@ -251,7 +251,7 @@ fn single_push_with_dead_flags_asks_the_stack_slot() {
     check(
         &[0x50, 0x31, 0xc0, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[782000h]
+              17 mov r14, gs:[482000h]
               20 lea r14, [rsp-8]
               25 xor r14, gs:[80410h]
               2e cmp r14, 0FF8h
@@ -281,7 +281,7 @@ fn constant_address_needs_no_index() {
     check(
         &[0x8b, 0x05, 0x00, 0x00, 0x01, 0x00, 0x31, 0xc9, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[782000h]
+              17 mov r14, gs:[482000h]
               20 cmp qword ptr gs:[8490h], 0FFFFFFFF81010000h
               2d jne 000000000000005Bh
               33 mov r14, gs:[48490h]
@@ -307,7 +307,7 @@ fn constant_address_with_live_flags() {
             0x8b, 0x05, 0x00, 0x00, 0x01, 0x00, 0x0f, 0x92, 0xc0, 0x0f, 0x0b,
         ],
         expect![[r#"
-              17 mov r14, gs:[782000h]
+              17 mov r14, gs:[482000h]
               20 mov gs:[0E8h], rcx
               29 mov rcx, gs:[8490h]
               32 lea rcx, [rcx+7EFF0000h]
@@ -338,7 +338,7 @@ fn percpu_access_adds_the_gs_base() {
             0x65, 0x48, 0x8b, 0x04, 0x25, 0x34, 0x12, 0x00, 0x00, 0x31, 0xc9, 0x0f, 0x0b,
         ],
         expect![[r#"
-              17 mov r14, gs:[782000h]
+              17 mov r14, gs:[482000h]
               20 mov r14, gs:[180h]
               29 lea r14, [r14+1234h]
               30 pext r15, r14, gs:[0B0h]
@@ -366,7 +366,7 @@ fn guest_r14_and_r15_come_from_the_context() {
     check(
         &[0x4d, 0x01, 0xfe, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[782000h]
+              17 mov r14, gs:[482000h]
               20 mov r14, gs:[70h]
               29 mov r15, gs:[78h]
               32 add r14, r15
@@ -386,7 +386,7 @@ fn guest_r14_as_base_and_r15_as_operand() {
     check(
         &[0x45, 0x31, 0x7e, 0x04, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[782000h]
+              17 mov r14, gs:[482000h]
               20 mov r14, gs:[70h]
               29 lea r14, [r14+4]
               2d pext r15, r14, gs:[0B0h]
@@ -414,7 +414,7 @@ fn high_byte_register_with_memory_borrows_rsi() {
     check(
         &[0x88, 0x23, 0x31, 0xc0, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[782000h]
+              17 mov r14, gs:[482000h]
               20 mov r14, rbx
               23 pext r15, r14, gs:[0B0h]
               2e xor r14, gs:[r15*8+20410h]
@@ -444,7 +444,7 @@ fn locked_instruction_keeps_its_lock() {
     check(
         &[0xf0, 0xff, 0x07, 0x31, 0xc0, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[782000h]
+              17 mov r14, gs:[482000h]
               20 mov r14, rdi
               23 pext r15, r14, gs:[0B0h]
               2e xor r14, gs:[r15*8+20410h]
@@ -471,7 +471,7 @@ fn prefixes_without_meaning_are_dropped() {
     check(
         &[0x2e, 0x3e, 0xf3, 0x0f, 0xbc, 0xc1, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[782000h]
+              17 mov r14, gs:[482000h]
               20 nop
               21 tzcnt eax, ecx
               25 mov r15d, 64h
@@ -489,7 +489,7 @@ fn bit_string_finds_its_word() {
     check(
         &[0x48, 0x0f, 0xab, 0x07, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[782000h]
+              17 mov r14, gs:[482000h]
               20 mov r14, rdi
               23 mov gs:[0E8h], rcx
               2c mov r15, rax
@@ -536,7 +536,7 @@ fn conditional_jump_in_the_page_waits_for_its_link() {
     check(
         &[0x85, 0xc0, 0x74, 0x10, 0xeb, 0xfe],
         expect![[r#"
-              17 mov r14, gs:[782000h]
+              17 mov r14, gs:[482000h]
               20 nop [rax]
               23 test eax, eax
               25 je 000000000000003Bh
@@ -558,7 +558,7 @@ fn loop_to_its_own_start_needs_no_exit() {
     check(
         &[0xff, 0xc9, 0x75, 0xfc, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[782000h]
+              17 mov r14, gs:[482000h]
               20 nop [rax]
               23 dec ecx
               25 jne 0000000000000017h
@@ -577,10 +577,10 @@ fn jump_out_of_the_page_goes_through_the_jump_cache() {
     check(
         &[0xe9, 0x00, 0x00, 0x01, 0x00],
         expect![[r#"
-              17 mov r14, gs:[782000h]
+              17 mov r14, gs:[482000h]
               20 nop [rax+rax]
               25 mov r14, 0FFFFFFFF81010105h
-              2c jmp qword ptr gs:[200C98h]
+              2c jmp qword ptr gs:[1C0880h]
               34 mov r15d, 64h
               3a jmp 0FFFFFFFFFFFFFF00h
             [Stale]
@@ -594,7 +594,7 @@ fn indirect_jump_goes_through_the_jump_cache() {
     check(
         &[0xff, 0xe0],
         expect![[r#"
-              17 mov r14, gs:[782000h]
+              17 mov r14, gs:[482000h]
               20 mov r14, rax
               23 pext r15, r14, gs:[0C0h]
               2e jmp qword ptr gs:[r15*8+180470h]
@@ -611,7 +611,7 @@ fn indirect_call_through_memory() {
     check(
         &[0xff, 0x53, 0x08],
         expect![[r#"
-              17 mov r14, gs:[782000h]
+              17 mov r14, gs:[482000h]
               20 lea r14, [rsp-8]
               25 mov gs:[0E8h], rcx
               2e mov rcx, gs:[80410h]
@@ -685,7 +685,7 @@ fn pushf_takes_all_flags_together() {
     check(
         &[0x9c, 0xfa, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[782000h]
+              17 mov r14, gs:[482000h]
               20 lea r14, [rsp-8]
               25 mov gs:[0E8h], rcx
               2e mov rcx, gs:[80410h]
@@ -758,7 +758,7 @@ fn sti_ends_the_block_and_looks_for_interrupts() {
     check(
         &[0xfb, 0x90],
         expect![[r#"
-              17 mov r14, gs:[782000h]
+              17 mov r14, gs:[482000h]
               20 mov gs:[0E8h], rcx
               29 mov rcx, gs:[198h]
               32 jrcxz 0000000000000039h
@@ -786,7 +786,7 @@ fn sti_hlt_is_one() {
     check(
         &[0xfb, 0xf4],
         expect![[r#"
-              17 mov r14, gs:[782000h]
+              17 mov r14, gs:[482000h]
               20 mov qword ptr gs:[190h], 1
               2d mov r15d, 64h
               33 jmp 0FFFFFFFFFFFFFF00h
@@ -803,7 +803,7 @@ fn string_store_runs_on_host_addresses() {
     check(
         &[0x48, 0xab, 0x31, 0xc0, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[782000h]
+              17 mov r14, gs:[482000h]
               20 mov r14, rdi
               23 pext r15, r14, gs:[0B0h]
               2e xor r14, gs:[r15*8+20410h]
@@ -833,7 +833,7 @@ fn repeated_store_has_a_path_in_line() {
     check(
         &[0xf3, 0x48, 0xab, 0x31, 0xc0, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[782000h]
+              17 mov r14, gs:[482000h]
               20 cmp qword ptr gs:[170h], 0
               2a jne 00000000000000A5h
               30 cmp rcx, 200h
@@ -869,7 +869,7 @@ fn repeated_move_has_a_path_in_line() {
     check(
         &[0xf3, 0xa4, 0x31, 0xc0, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[782000h]
+              17 mov r14, gs:[482000h]
               20 cmp qword ptr gs:[170h], 0
               2a jne 0000000000000100h
               30 cmp rcx, 1000h
@@ -919,7 +919,7 @@ fn direction_flag_is_mirrored() {
     check(
         &[0xfd, 0xfc, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[782000h]
+              17 mov r14, gs:[482000h]
               20 mov qword ptr gs:[170h], 1
               2d std
               2e mov qword ptr gs:[170h], 0
@@ -941,7 +941,7 @@ fn lea_is_done_in_place() {
             0x48, 0x8d, 0x44, 0x8b, 0x08, 0x4c, 0x8d, 0x7c, 0x24, 0x08, 0x0f, 0x0b,
         ],
         expect![[r#"
-              17 mov r14, gs:[782000h]
+              17 mov r14, gs:[482000h]
               20 lea rax, [rbx+rcx*4+8]
               25 lea r14, [rsp+8]
               2a mov gs:[78h], r14
@@ -960,7 +960,7 @@ fn pop_to_memory_keeps_the_value_over_the_second_check() {
     check(
         &[0x8f, 0x07, 0x31, 0xc0, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[782000h]
+              17 mov r14, gs:[482000h]
               20 mov r14, rsp
               23 xor r14, gs:[80410h]
               2c cmp r14, 0FF8h
@@ -1002,7 +1002,7 @@ fn sse_operand_is_redirected() {
     check(
         &[0x44, 0x0f, 0x58, 0x0e, 0x31, 0xc0, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[782000h]
+              17 mov r14, gs:[482000h]
               20 mov r14, rsi
               23 pext r15, r14, gs:[0B0h]
               2e xor r14, gs:[r15*8+410h]
@@ -1120,7 +1120,7 @@ fn comparison_of_registers_is_done_again_behind_a_check() {
             0x48, 0x83, 0xfa, 0x20, 0x48, 0x8b, 0x43, 0x08, 0x77, 0xf6, 0x0f, 0x0b,
         ],
         expect![[r#"
-              17 mov r14, gs:[782000h]
+              17 mov r14, gs:[482000h]
               20 nop
               21 cmp rdx, 20h
               25 lea r14, [rbx+8]
@@ -1151,7 +1151,7 @@ fn result_of_a_logical_instruction_is_tested_behind_a_check() {
     check(
         &[0x09, 0xc6, 0x48, 0x8b, 0x04, 0x0b, 0xff, 0xe0],
         expect![[r#"
-              17 mov r14, gs:[782000h]
+              17 mov r14, gs:[482000h]
               20 nop [rax]
               23 or esi, eax
               25 lea r14, [rbx+rcx]
@@ -1185,7 +1185,7 @@ fn two_bases_have_a_shared_check_each() {
             0x31, 0xc0, 0xeb, 0xee,
         ],
         expect![[r#"
-              17 mov r14, gs:[782000h]
+              17 mov r14, gs:[482000h]
               20 mov r14, rbx
               23 pext r15, r14, gs:[0B0h]
               2e xor r14, gs:[r15*8+20410h]
@@ -1230,7 +1230,7 @@ fn guest_r14_is_used_where_it_lives() {
             0x01, 0xc6, 0x0f, 0x0b,
         ],
         expect![[r#"
-              17 mov r14, gs:[782000h]
+              17 mov r14, gs:[482000h]
               20 add rax, gs:[70h]
               29 cmp dword ptr gs:[78h], 5
               32 cmp qword ptr gs:[70h], 0
@@ -1253,7 +1253,7 @@ fn repeated_store_with_live_flags_saves_them() {
     check(
         &[0xf3, 0xaa, 0x0f, 0x0b],
         expect![[r#"
-              17 mov r14, gs:[782000h]
+              17 mov r14, gs:[482000h]
               20 mov gs:[0D0h], rax
               29 lahf
               2a seto al
@@ -1302,11 +1302,11 @@ fn the_guests_time_costs_seven_instructions_more_than_the_hosts() {
     check(
         &[0x0f, 0x31, 0xeb, 0xfc],
         expect![[r#"
-              17 mov r14, gs:[782000h]
+              17 mov r14, gs:[482000h]
               20 rdtsc
               22 rorx rdx, rdx, 20h
               28 lea rax, [rax+rdx]
-              2c mov rdx, gs:[780470h]
+              2c mov rdx, gs:[480470h]
               35 lea rax, [rax+rdx]
               39 rorx rdx, rax, 20h
               3f mov eax, eax

@@ -89,6 +89,13 @@ impl Poller {
         self.poll_output(file, token, false);
     }
 
+    /// Hears no more of input for `file`, which was added, until it is polled [`again`](Self::again).
+    pub(crate) fn pause(&self, file: impl AsFd, token: Token) {
+        let data = EventData::new_u64(token.0);
+        let changed = epoll::modify(&self.epoll, file, data, EventFlags::ET);
+        debug_assert!(changed.is_ok(), "the file was added");
+    }
+
     pub(crate) fn remove(&self, socket: impl AsFd) {
         // It only fails for what is not there.
         let _ = epoll::delete(&self.epoll, socket);

@@ -16,7 +16,6 @@ use x86::control::cr4;
 use x86::paging;
 
 use crate::cpu::Cpu;
-use crate::mmu::tlb::jump_index;
 
 /// Spaces that are kept; Linux uses six identifiers on a CPU.
 const SPACES_MAX: usize = 8;
@@ -181,9 +180,10 @@ impl Cpu {
         let first = (va & !0xfff).wrapping_sub(15);
         for mode in Mode::ALL {
             let mask = mode.jump_entries() - 1;
-            let start = jump_index(mode, first);
+            let (start, end) = (mode.jump_index(first), mode.jump_index(va | 0xfff));
+            let entries = end.wrapping_sub(start) & mask;
             space.jumps[mode as usize]
-                .retain(|&(index, _)| (index as usize).wrapping_sub(start) & mask >= 4096 + 15);
+                .retain(|&(index, _)| (index as usize).wrapping_sub(start) & mask > entries);
         }
     }
 

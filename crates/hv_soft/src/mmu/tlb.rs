@@ -6,9 +6,7 @@
 //! of them. A page with translated code in it has no write tag, in any mode.
 
 use translator::block::Kind;
-use translator::context::{
-    Context, JUMP_CACHE_ENTRIES, JumpCache, MODES, Mode, TLB_ENTRIES, Tlb, USER_ACCESS_JUMP_ENTRIES,
-};
+use translator::context::{Context, JumpCache, MODES, Mode, TLB_ENTRIES, Tlb};
 use x86::control::cr4;
 
 use super::bits::{Bits, ones};
@@ -79,10 +77,6 @@ pub(crate) const fn tlb_index(va: u64) -> usize {
     (va >> 12) as usize & (TLB_ENTRIES - 1)
 }
 
-pub(crate) const fn jump_index(mode: Mode, va: u64) -> usize {
-    va as usize & (mode.jump_entries() - 1)
-}
-
 fn clear_stack(tlb: &mut Tlb) {
     tlb.stack_tag = NO_STACK;
     tlb.stack_host = NO_STACK;
@@ -102,8 +96,8 @@ fn clear_chunks(cache: &mut JumpCache, chunks: &mut Bits, miss: u64) {
 pub(crate) fn initialize(context: &mut Context, miss: u64) {
     context.tlb_mask = (TLB_ENTRIES as u64 - 1) << 12;
     context.page_mask = !0xfff;
-    context.jump_mask = JUMP_CACHE_ENTRIES as u64 - 1;
-    context.user_access_jump_mask = USER_ACCESS_JUMP_ENTRIES as u64 - 1;
+    context.jump_mask = Mode::User.jump_mask();
+    context.user_access_jump_mask = Mode::KernelUserAccess.jump_mask();
     context.rflags = 2;
     crate::crossing::initialize(context);
     for mode in Mode::ALL {
@@ -183,7 +177,7 @@ impl Cpu {
     /// Enters a block's indirect entry into the jump cache of the present mode.
     pub(crate) fn fill_jump(&mut self, va: u64, code: u64, global: bool) {
         let mode = self.mode();
-        let (mode, index) = (mode as usize, jump_index(mode, va));
+        let (mode, index) = (mode as usize, mode.jump_index(va));
         self.context.jumps[mode].code[index] = code;
         let chunk = index / CHUNK;
         self.fills.used[mode].set(chunk);
@@ -219,7 +213,7 @@ impl Cpu {
             }
         });
         for (va, code) in beside.drain(..) {
-            let slot = self.context.jumps[key.mode as usize].code[jump_index(key.mode, va)];
+            let slot = self.context.jumps[key.mode as usize].code[key.mode.jump_index(va)];
             if slot == self.jump_miss {
                 self.fill_jump(va, code, global);
             }
@@ -230,7 +224,7 @@ impl Cpu {
     /// Drops one jump cache entry if it leads to `code`.
     pub(crate) fn drop_jump(&mut self, va: u64, mode: Mode, code: u64) {
         let miss = self.jump_miss;
-        let slot = &mut self.context.jumps[mode as usize].code[jump_index(mode, va)];
+        let slot = &mut self.context.jumps[mode as usize].code[mode.jump_index(va)];
         if *slot == code {
             *slot = miss;
         }
@@ -337,10 +331,9 @@ impl Cpu {
                 if self.fills.executed[mode as usize][word] & bit == 0 {
                     continue;
                 }
-                let start = jump_index(mode, at);
-                let len = len.min(mode.jump_entries() - start);
+                let (first, last) = (mode.jump_index(at), mode.jump_index(at + (len - 1)));
                 let mode = mode as usize;
-                let chunks = start / CHUNK..=(start + len - 1) / CHUNK;
+                let chunks = first / CHUNK..=last / CHUNK;
                 for chunk in chunks {
                     if self.fills.used[mode].contains(chunk) {
                         self.context.jumps[mode].code[chunk * CHUNK..][..CHUNK]

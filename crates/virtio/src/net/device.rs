@@ -118,6 +118,8 @@ pub(super) struct Wires {
     pub(super) link: Box<dyn Link>,
     /// Until a read finds nothing: whoever polls is told once.
     pub(super) link_has_frames: bool,
+    /// The link wakes nobody: the vCPU that writes to it reads what answers at once.
+    pub(super) quiet: bool,
     /// Bytes that the next frame is likely to have, going by those before it.
     pub(super) expected: usize,
     /// Where the rest of a frame goes that has more.
@@ -180,6 +182,20 @@ impl Live {
             tx,
             held: None,
         }))
+    }
+
+    /// Sends, then receives. Returns whether all was sent that may go now.
+    fn exchange(
+        &mut self,
+        tx_limiter: &mut RateLimiter,
+        rx_limiter: &mut RateLimiter,
+        wires: &mut Wires,
+        now: Instant,
+        on: Thread,
+    ) -> Result<bool, QueueError> {
+        let sent = self.transmit(tx_limiter, wires, now, on)?;
+        self.receive(rx_limiter, wires, now, on)?;
+        Ok(sent)
     }
 
     /// Whether a frame may be in several buffers.
@@ -257,6 +273,7 @@ impl Net {
                 mac,
                 link,
                 link_has_frames: false,
+                quiet: false,
                 expected: SHORT_FRAME,
                 overflow: Vec::new(),
                 waiting: None,
@@ -304,8 +321,15 @@ impl Net {
         let State::Live(live) = &mut self.state else {
             return Ok(());
         };
-        let sent = live.transmit(&mut self.tx_limiter, &mut self.wires, now, on)?;
-        live.receive(&mut self.rx_limiter, &mut self.wires, now, on)?;
+        let done = live.exchange(
+            &mut self.tx_limiter,
+            &mut self.rx_limiter,
+            &mut self.wires,
+            now,
+            on,
+        );
+        self.wires.listen();
+        let sent = done?;
         let asked = self.wires.neighbour.as_mut();
         let next = asked.and_then(|neighbour| neighbour.poll_at(now));
         // Frames that were left go on with the next round of the event loop. A neighbour
@@ -326,6 +350,23 @@ impl Wires {
     /// More frames are on the link, for the next round of the event loop.
     pub(super) fn come_back(&self) {
         self.poller.again(&self.link, LINK);
+    }
+
+    /// Keeps the answer to a frame, which the host gives before the write returns, from
+    /// waking the event loop: it would only wait for this device, and waking takes longer than
+    /// all the rest. Until [`Wires::listen`].
+    pub(super) fn hush(&mut self) {
+        if !self.quiet {
+            self.quiet = true;
+            self.poller.pause(&self.link, LINK);
+        }
+    }
+
+    /// The link wakes the event loop again, at once if it has frames.
+    fn listen(&mut self) {
+        if std::mem::take(&mut self.quiet) {
+            self.come_back();
+        }
     }
 }
 

@@ -77,6 +77,9 @@ impl Wires {
             neighbour.take(&bytes, now);
             return false;
         }
+        if on == Thread::Vcpu && !self.is_stream() {
+            self.hush();
+        }
         let counters = &self.counters;
         if self.mac.is_some_and(|mac| source(&frame) != Some(mac)) {
             count(&counters.tx_spoofed_mac_count);

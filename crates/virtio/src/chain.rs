@@ -3,10 +3,9 @@
 //! Invariant: every piece lies in guest memory that may be reached; what the driver may change while
 //! a device looks is only the contents, never where they are.
 
-use std::collections::VecDeque;
-
 use ram::GuestMemory;
 use ram::volatile::Slice;
+use smallvec::SmallVec;
 use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestMemoryBackend};
 
@@ -75,14 +74,17 @@ impl<'m> Chain<'m> {
 /// same bytes, consumed apart.
 #[derive(Clone, Debug, Default)]
 pub struct Buffers<'m> {
-    pieces: VecDeque<Slice<'m>>,
+    /// Most have one or two.
+    pieces: SmallVec<[Slice<'m>; 2]>,
+    /// How many of them are consumed.
+    gone: usize,
     len: usize,
 }
 
 impl<'m> Buffers<'m> {
     fn push(&mut self, piece: Slice<'m>) {
         self.len += piece.len();
-        self.pieces.push_back(piece);
+        self.pieces.push(piece);
     }
 
     /// Bytes left.
@@ -96,28 +98,39 @@ impl<'m> Buffers<'m> {
     }
 
     /// The bytes left, piece by piece, for [`ram::volatile`].
-    pub fn pieces(&mut self) -> &[Slice<'m>] {
-        self.pieces.make_contiguous()
+    pub fn pieces(&self) -> &[Slice<'m>] {
+        self.pieces.get(self.gone..).unwrap_or_default()
+    }
+
+    /// The first `n` bytes left, or all when there are fewer, piece by piece.
+    pub(crate) fn front(&self, n: usize) -> impl Iterator<Item = Slice<'m>> {
+        let mut left = n;
+        self.pieces().iter().map_while(move |piece| {
+            let here = left.min(piece.len());
+            left -= here;
+            (here > 0).then(|| piece.subslice(0, here).ok()).flatten()
+        })
     }
 
     /// Consumes the first `n` bytes, or all when there are fewer; returns them.
     pub fn take(&mut self, n: usize) -> Buffers<'m> {
         let mut front = Buffers::default();
         while front.len < n {
-            let Some(piece) = self.pieces.pop_front() else {
+            let Some(piece) = self.pieces.get_mut(self.gone) else {
                 break;
             };
             let wanted = n - front.len;
-            self.len -= piece.len();
             if piece.len() <= wanted {
-                front.push(piece);
+                self.len -= piece.len();
+                self.gone += 1;
+                front.push(*piece);
                 continue;
             }
             // Both halves exist: 0 < wanted < piece.len().
             if let (Ok(head), Ok(tail)) = (piece.subslice(0, wanted), piece.offset(wanted)) {
+                *piece = tail;
+                self.len -= wanted;
                 front.push(head);
-                self.len += tail.len();
-                self.pieces.push_front(tail);
             }
         }
         front
@@ -132,7 +145,7 @@ impl<'m> Buffers<'m> {
     /// Consumes bytes into `to`, as many as there are and fit; returns how many.
     pub fn read(&mut self, to: &mut [u8]) -> usize {
         let mut done = 0;
-        for piece in self.take(to.len()).pieces {
+        for piece in self.take(to.len()).pieces() {
             if let Some(rest) = to.get_mut(done..) {
                 done += piece.read(rest, 0).unwrap_or(0);
             }
@@ -144,7 +157,7 @@ impl<'m> Buffers<'m> {
     /// many.
     pub fn write(&mut self, from: &[u8]) -> usize {
         let mut done = 0;
-        for piece in self.take(from.len()).pieces {
+        for piece in self.take(from.len()).pieces() {
             if let Some(rest) = from.get(done..) {
                 done += piece.write(rest, 0).unwrap_or(0);
             }

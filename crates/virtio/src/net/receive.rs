@@ -41,9 +41,8 @@ impl<'m> Room<'m> {
             if left == 0 {
                 break;
             }
-            let mut front = buffer.clone().take(left);
-            left -= front.len();
-            pieces.extend_from_slice(front.pieces());
+            pieces.extend(buffer.front(left));
+            left = left.saturating_sub(buffer.len());
         }
         pieces
     }
@@ -52,8 +51,12 @@ impl<'m> Room<'m> {
     fn write(&self, offset: usize, bytes: &[u8]) {
         let (mut skip, mut left) = (offset, bytes);
         for (_, buffer) in &self.buffers {
+            if let Some(behind) = skip.checked_sub(buffer.len()) {
+                skip = behind;
+                continue;
+            }
             let mut buffer = buffer.clone();
-            skip -= buffer.take(skip).len();
+            buffer.take(std::mem::take(&mut skip));
             let n = buffer.write(left);
             left = left.get(n..).unwrap_or_default();
             if left.is_empty() {

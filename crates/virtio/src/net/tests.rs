@@ -242,6 +242,36 @@ fn a_kick_leaves_long_frames_to_the_event_loop() {
 }
 
 #[test]
+fn an_answer_that_the_vcpu_reads_itself_wakes_nobody_else() {
+    let mut bench = plain();
+    bench.offer(2, 2048);
+    for nth in 0..3 {
+        // There when the frame was written, as a host's answer is.
+        bench.arrive(&frame(2, 60 + nth));
+        assert!(bench.is_readable());
+        assert!(bench.send(&frame(2, 60)).is_some());
+        if nth < 2 {
+            let (_, got) = bench.received(2048).unwrap();
+            assert_eq!(got.len(), 60 + nth);
+            assert!(!bench.is_readable());
+        }
+    }
+    // For the third the guest had no room yet.
+    assert!(bench.received(2048).is_none());
+    assert!(bench.is_readable());
+    bench.offer(1, 2048);
+    assert_eq!(bench.received(2048).unwrap().1.len(), 62);
+    // What comes later wakes the event loop as ever.
+    bench.turn();
+    assert!(!bench.is_readable());
+    bench.arrive(&frame(2, 70));
+    assert!(bench.is_readable());
+    bench.offer(1, 2048);
+    bench.turn();
+    assert_eq!(bench.received(2048).unwrap().1.len(), 70);
+}
+
+#[test]
 fn a_kick_does_not_wait_while_another_thread_works_with_the_interface() {
     let mut bench = plain();
     let (net, busy) = (bench.net.clone(), Instant::now());

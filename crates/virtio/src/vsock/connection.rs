@@ -240,7 +240,7 @@ impl Connection {
 
     /// Moves data from the socket into guest memory; returns how much.
     fn receive(&mut self, room: &Buffers<'_>, credit: u32) -> u32 {
-        let mut room = room.clone().take(credit as usize);
+        let room = room.clone().take(credit as usize);
         match volatile::receive(&self.socket, room.pieces()) {
             // At most `credit`.
             Ok(n) if n > 0 => return n as u32,

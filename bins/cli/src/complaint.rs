@@ -29,6 +29,16 @@ impl Complaint {
         }
     }
 
+    /// What another of our processes told, way out included.
+    pub(crate) fn told(line: impl Into<String>) -> Self {
+        Self {
+            chain: vec![line.into()],
+            way_out: None,
+            exit_code: EXIT_KOMBI,
+            quiet: false,
+        }
+    }
+
     /// An error with its causes.
     pub(crate) fn caused(error: &dyn StdError, way_out: Option<&str>) -> Self {
         let mut chain = vec![error.to_string()];

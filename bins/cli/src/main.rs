@@ -3,9 +3,8 @@
 //! Invariant: whatever fails ends in one line on standard error, `kombi: OBJECT: CAUSE; WAY OUT`, and one of the exit
 //! codes of `docs/cli.md`. Left to others: everything a verb does (`image`, `sandbox`).
 
-#![forbid(unsafe_code)]
-
 mod complaint;
+mod containers;
 mod doctor;
 mod env_file;
 mod format;
@@ -32,11 +31,13 @@ Examples:
   kombi run busybox echo hello                  run a command in an image
   kombi run -it docker-archive:debian.tar bash  an interactive shell
   kombi run rootfs:/srv/root /bin/true          a directory as the root
+  kombi run -d --name web nginx                 a container in the background
+  kombi ps                                      those that run
   kombi images                                  the images that are here
   kombi doctor                                  what this host offers, and what Kombi will use
 
 Environment:
-  KOMBI_HOME       where images are kept
+  KOMBI_HOME       where images and containers are kept
   KOMBI_ASSETS     directory with the guest's vmlinux and initramfs.cpio
   KOMBI_VMM        the monitor's program, kombi-vmm
   XDG_RUNTIME_DIR  where sockets live while a machine runs
@@ -55,6 +56,18 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Run(Box<run::RunArgs>),
+    Ps(containers::ListArgs),
+    Logs(containers::LogsArgs),
+    Stop(containers::StopArgs),
+    Kill(containers::KillArgs),
+    Wait(containers::WaitArgs),
+    Rm(containers::RemoveArgs),
+    Rename(containers::RenameArgs),
+    /// The verbs about containers, as docker groups them.
+    #[command(subcommand)]
+    Container(containers::ContainerVerb),
+    #[command(hide = true)]
+    Supervise(containers::SuperviseArgs),
     Pull(images::PullArgs),
     Push(images::PushArgs),
     Images(images::ListArgs),
@@ -84,6 +97,15 @@ fn main() -> ExitCode {
     };
     let result = match cli.verb {
         Verb::Run(args) => run::run(*args),
+        Verb::Ps(args) => containers::list(&args),
+        Verb::Logs(args) => containers::logs(&args),
+        Verb::Stop(args) => containers::stop(&args),
+        Verb::Kill(args) => containers::kill(&args),
+        Verb::Wait(args) => containers::wait(&args),
+        Verb::Rm(args) => containers::remove(&args),
+        Verb::Rename(args) => containers::rename(&args),
+        Verb::Container(verb) => containers::container(verb),
+        Verb::Supervise(args) => containers::supervise(&args),
         Verb::Pull(args) => images::pull(args),
         Verb::Push(args) => images::push(&args),
         Verb::Images(args) => images::list(&args),

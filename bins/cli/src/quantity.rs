@@ -9,6 +9,13 @@ const MIB: u64 = 1 << 20;
 /// Memory: bytes, or with k, m, g, t (×1024 each), also as `MiB`, `MB` and the like; rounded up to whole MiB.
 pub(crate) fn memory_mib(text: &str) -> Result<u32, String> {
     let wrong = || format!("{text:?} is no amount of memory; write 256M or 1G");
+    let bytes = bytes(text).map_err(|_| wrong())?;
+    u32::try_from(bytes.div_ceil(MIB)).map_err(|_| wrong())
+}
+
+/// Bytes, or with k, m, g, t (×1024 each), also as `MiB`, `MB` and the like.
+pub(crate) fn bytes(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is no size; write 256M or 1G");
     let (number, unit) = split_unit(text);
     let shift = match unit.to_ascii_lowercase().as_str() {
         "" | "b" => 0,
@@ -19,8 +26,7 @@ pub(crate) fn memory_mib(text: &str) -> Result<u32, String> {
         _ => return Err(wrong()),
     };
     let count: u64 = number.parse().map_err(|_| wrong())?;
-    let bytes = count.checked_mul(1 << shift).ok_or_else(wrong)?;
-    u32::try_from(bytes.div_ceil(MIB)).map_err(|_| wrong())
+    count.checked_mul(1 << shift).ok_or_else(wrong)
 }
 
 /// Time: seconds, or with ms, s, m, h.

@@ -15,6 +15,7 @@ use sandbox::{
 };
 
 use crate::complaint::Complaint;
+use crate::containers::{DetachArgs, Start};
 use crate::images::pull::PullPolicy;
 use crate::preparation::Bar;
 use crate::signals::Signals;
@@ -110,7 +111,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "PATH")]
     kernel: Option<PathBuf>,
 
-    /// Name of the machine, in use once at a time.
+    /// Name of the container.
     #[arg(long)]
     name: Option<String>,
 
@@ -126,9 +127,12 @@ pub(crate) struct RunArgs {
     #[arg(long, value_enum, value_name = "WHEN", default_value = "missing")]
     pull: PullPolicy,
 
-    /// Accepted for docker's sake: a machine is always removed when it ends.
+    /// With -d, remove the container when it ends; without, that is always so.
     #[arg(long)]
     rm: bool,
+
+    #[command(flatten)]
+    detach: DetachArgs,
 
     /// Show no progress.
     #[arg(short, long, conflicts_with = "verbose")]
@@ -167,7 +171,7 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Complaint> {
         env.push(env_file::option(given, own)?);
     }
     let stdin = std::io::stdin();
-    if args.tty && args.interactive && !stdin.is_terminal() {
+    if args.tty && args.interactive && !args.detach.detach() && !stdin.is_terminal() {
         return Err(Complaint::new(
             "standard input is not a terminal",
             "leave out -t",
@@ -197,7 +201,15 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Complaint> {
         boot_timeout: args.boot_timeout,
         verbose: args.verbose,
     };
-    plan.check()?;
+    let log = args.detach.check()?;
+    if args.detach.detach() {
+        // A name among those that outlive us has other rules, and is not the machine's.
+        let name = plan.name.take();
+        plan.check()?;
+        plan.name = name;
+    } else {
+        plan.check()?;
+    }
 
     let store = Store::default_root()
         .and_then(Store::open)
@@ -211,6 +223,8 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Complaint> {
         quiet: args.quiet,
     };
     let image = prepare(&store, &wanted)?;
+    let (digest, labels) = (image.digest.to_string(), image.config.labels);
+    let image_stop_signal = image.config.stop_signal;
     let defaults = ImageDefaults {
         entrypoint: image.config.entrypoint,
         cmd: image.config.cmd,
@@ -229,6 +243,22 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Complaint> {
     };
     let process = process_spec(defaults, overrides)?;
     plan.layers = image.layers;
+    if args.detach.detach() {
+        let start = Start {
+            args: &args.detach,
+            log,
+            remove_at_end: args.rm,
+            image: given,
+            image_digest: digest,
+            image_labels: labels,
+            image_stop_signal,
+            plan,
+            process,
+        };
+        let started = start.now();
+        drop(hold);
+        return started;
+    }
 
     // From here on signals are requests; before, they may just end us.
     let mut signals = Signals::catch(args.tty)

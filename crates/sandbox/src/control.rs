@@ -27,6 +27,8 @@ pub trait Control {
     fn fd(&self) -> Option<BorrowedFd<'_>>;
     /// The next request, without waiting.
     fn take(&mut self) -> Option<Request>;
+    /// Is told that the command runs.
+    fn started(&mut self) {}
 }
 
 /// Never asks for anything.

@@ -19,6 +19,7 @@ use guest_wire::{
     TerminalSize, WireError,
 };
 use rustix::event::{PollFd, PollFlags};
+use serde::{Deserialize, Serialize};
 
 use crate::control::{Control, Request};
 use crate::exit_status::{Ended, signal_name};
@@ -42,7 +43,7 @@ const BOOT_ARGS: &str = "console=ttyS0 quiet loglevel=4 reboot=k panic=-1 8250.n
      no_timer_check mitigations=off random.trust_cpu=on";
 
 /// A machine as it is wanted.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Plan {
     /// A name that no other running container of this user has; otherwise twelve random hexadecimal digits.
     pub name: Option<String>,

@@ -157,7 +157,7 @@ pub(crate) fn converse<'a>(
         closed: false,
     };
     // What came right behind the greeting.
-    session.take_messages()?;
+    session.take_messages(control)?;
     while !session.is_over() {
         session.turn(vmm, control)?;
     }
@@ -246,7 +246,7 @@ impl Session<'_> {
         }
         // Any other event on it is for the read to find out.
         if self.wants_output() && !(stream_ready - PollFlags::OUT).is_empty() {
-            self.read_guest()?;
+            self.read_guest(control)?;
         }
         Ok(())
     }
@@ -306,7 +306,7 @@ impl Session<'_> {
         }
     }
 
-    fn read_guest(&mut self) -> Result<(), Error> {
+    fn read_guest(&mut self, control: &mut dyn Control) -> Result<(), Error> {
         let mut buffer = vec![0; READ_BYTES];
         match rustix::io::read(self.stream, &mut buffer) {
             Ok(0) | Err(Errno::CONNRESET) => {
@@ -315,14 +315,14 @@ impl Session<'_> {
             }
             Ok(count) => {
                 self.decoder.feed(buffer.get(..count).unwrap_or_default());
-                self.take_messages()
+                self.take_messages(control)
             }
             Err(Errno::AGAIN | Errno::INTR) => Ok(()),
             Err(error) => Err(Error::Wire(WireError::Stream(error.into()))),
         }
     }
 
-    fn take_messages(&mut self) -> Result<(), Error> {
+    fn take_messages(&mut self, control: &mut dyn Control) -> Result<(), Error> {
         while let Some(message) = self.decoder.take_message().map_err(Error::Wire)? {
             if self.ended.is_some() {
                 return Err(Error::Protocol {
@@ -330,7 +330,10 @@ impl Session<'_> {
                 });
             }
             match message {
-                GuestMessage::Started { pid } => tracing::debug!(pid, "command started"),
+                GuestMessage::Started { pid } => {
+                    tracing::debug!(pid, "command started");
+                    control.started();
+                }
                 GuestMessage::StartFailed { kind, message } => {
                     let message = crate::console::printable(&message);
                     return Err(Error::StartFailed { kind, message });

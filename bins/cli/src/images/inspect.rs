@@ -1,4 +1,4 @@
-//! `kombi inspect`.
+//! `kombi inspect`: of images, and of containers.
 
 use image::{Found, ImageError, Name, Store};
 use serde_json::{Value, json};
@@ -12,7 +12,7 @@ Examples:
   kombi inspect busybox
   kombi inspect --format '{{json .Config.Env}}' busybox";
 
-/// Show all that is known of images, as JSON.
+/// Show all that is known of containers and images, as JSON.
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct InspectArgs {
@@ -20,13 +20,13 @@ pub(crate) struct InspectArgs {
     #[arg(short, long, value_name = "TEMPLATE")]
     format: Option<String>,
 
-    /// Accepted where it is image: there is nothing else yet.
-    #[arg(long = "type", value_name = "TYPE", value_parser = ["image"])]
+    /// Look among these only.
+    #[arg(long = "type", value_name = "TYPE", value_parser = ["container", "image"])]
     kind: Option<String>,
 
     /// Which: names, or the first digits of identifiers.
-    #[arg(value_name = "IMAGE", required = true)]
-    images: Vec<String>,
+    #[arg(value_name = "CONTAINER|IMAGE", required = true)]
+    given: Vec<String>,
 }
 
 /// Shows them; goes on after one that is not there.
@@ -34,11 +34,11 @@ pub(crate) fn inspect(args: &InspectArgs) -> Result<u8, Complaint> {
     let store = store()?;
     let mut code = 0;
     let mut values = Vec::new();
-    for image in &args.images {
-        match store.find(image).and_then(|found| value(&store, &found)) {
+    for given in &args.given {
+        match one(&store, given, args.kind.as_deref()) {
             Ok(value) => values.push(value),
-            Err(error) => {
-                failed(&error).print();
+            Err(complaint) => {
+                complaint.print();
                 code = EXIT_FAILED;
             }
         }
@@ -55,6 +55,23 @@ pub(crate) fn inspect(args: &InspectArgs) -> Result<u8, Complaint> {
     };
     format::print(&text);
     Ok(code)
+}
+
+/// A container of that name comes before an image.
+fn one(store: &Store, given: &str, kind: Option<&str>) -> Result<Value, Complaint> {
+    if kind != Some("image") {
+        match crate::containers::all()?.find(given) {
+            Ok(container) => return Ok(crate::containers::inspected(&container)),
+            Err(containers::Error::NotHere { .. }) if kind.is_none() => {}
+            Err(error) => {
+                let complaint = crate::containers::complaint(&error);
+                return Err(complaint.with_exit_code(EXIT_FAILED));
+            }
+        }
+    }
+    let found = store.find(given);
+    let value = found.and_then(|found| value(store, &found));
+    value.map_err(|error| failed(&error))
 }
 
 fn value(store: &Store, found: &Found) -> Result<Value, ImageError> {

@@ -1,0 +1,23 @@
+//! Keeping descriptors that we were given from a process that outlives us: a pipe that a shell reads to its end, or a
+//! lock, would stay open for as long as a container runs.
+#![allow(unsafe_code)] // close_range
+
+/// Programs that are started from now on get the standard descriptors only, and what their starter gives them.
+///
+/// # Errors
+/// The host's.
+pub(crate) fn keep_to_ourselves() -> std::io::Result<()> {
+    // SAFETY: with CLOSE_RANGE_CLOEXEC nothing is closed in this process (close_range(2)): descriptors that others own
+    // stay theirs, and are not handed on.
+    let result = unsafe {
+        libc::close_range(
+            3,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC as libc::c_int,
+        )
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}

@@ -153,8 +153,32 @@ pub(crate) struct RunArgs {
     words: Vec<String>,
 }
 
+/// What becomes of a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Life {
+    /// It runs before our eyes, and goes with its end.
+    Foreground,
+    Background,
+    /// It is there.
+    Made,
+}
+
 /// Runs it; returns the command's exit code.
 pub(crate) fn run(args: RunArgs) -> Result<u8, Complaint> {
+    let life = match args.detach.detach() {
+        true => Life::Background,
+        false => Life::Foreground,
+    };
+    live(args, life)
+}
+
+/// Makes a container for later.
+pub(crate) fn create(args: RunArgs) -> Result<u8, Complaint> {
+    live(args, Life::Made)
+}
+
+fn live(args: RunArgs, life: Life) -> Result<u8, Complaint> {
+    let lasts = life != Life::Foreground;
     start_log(args.verbose);
     let mut words = args.words.into_iter();
     let given = words.next().unwrap_or_default();
@@ -171,7 +195,7 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Complaint> {
         env.push(env_file::option(given, own)?);
     }
     let stdin = std::io::stdin();
-    if args.tty && args.interactive && !args.detach.detach() && !stdin.is_terminal() {
+    if args.tty && args.interactive && !lasts && !stdin.is_terminal() {
         return Err(Complaint::new(
             "standard input is not a terminal",
             "leave out -t",
@@ -191,6 +215,7 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Complaint> {
         initramfs: search.initramfs()?,
         vmm: search.vmm()?,
         layers: Vec::new(),
+        upper: None,
         vcpus: args.cpus,
         memory_mib: args.memory,
         engine: args.engine,
@@ -201,8 +226,8 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Complaint> {
         boot_timeout: args.boot_timeout,
         verbose: args.verbose,
     };
-    let log = args.detach.check()?;
-    if args.detach.detach() {
+    let log = args.detach.check(lasts)?;
+    if lasts {
         // A name among those that outlive us has other rules, and is not the machine's.
         let name = plan.name.take();
         plan.check()?;
@@ -243,10 +268,11 @@ pub(crate) fn run(args: RunArgs) -> Result<u8, Complaint> {
     };
     let process = process_spec(defaults, overrides)?;
     plan.layers = image.layers;
-    if args.detach.detach() {
+    if lasts {
         let start = Start {
             args: &args.detach,
             log,
+            starts: life == Life::Background,
             remove_at_end: args.rm,
             image: given,
             image_digest: digest,

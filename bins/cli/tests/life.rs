@@ -382,6 +382,95 @@ fn of_two_that_want_one_name_one_gets_it() {
 }
 
 #[test]
+fn what_a_container_wrote_is_there_when_it_is_started_again() {
+    let house = House::new();
+    let script = "[ -e /srv/kept ] && { cat /srv/kept; stat -c %a /; }
+        echo run >> /srv/kept; rm -f /etc/passwd; sync; echo ready; exec sleep 1000";
+    let line = [
+        "create",
+        "--name",
+        "box",
+        "--disk",
+        "64M",
+        &house.image,
+        "sh",
+        "-c",
+        script,
+    ];
+    let id = house.done(&line);
+    assert_eq!(
+        house.field("box", "{{.State.Status}} {{.Id}}"),
+        format!("created {}", id.trim())
+    );
+    assert_eq!(house.done(&["ps", "-q"]), "");
+    assert_eq!(house.done(&["start", "box"]), "box\n");
+    // It runs: so be it.
+    assert_eq!(house.done(&["start", "box"]), "box\n");
+    wait_for("its word", || {
+        house
+            .done(&["logs", "box"])
+            .ends_with("ready\n")
+            .then_some(())
+    });
+    // A machine that is killed: what was synced is there.
+    signal(house.home.monitor(), Signal::KILL);
+    assert_eq!(house.done(&["wait", "box"]), "125\n");
+    assert_eq!(house.done(&["restart", "-t", "1", "box"]), "box\n");
+    wait_for("its word", || {
+        house
+            .done(&["logs", "box"])
+            .ends_with("755\nready\n")
+            .then_some(())
+    });
+    assert_eq!(house.done(&["logs", "box"]), "ready\nrun\n755\nready\n");
+    assert_eq!(house.done(&["restart", "-t", "1", "box"]), "box\n");
+    wait_for("its word", || {
+        house
+            .done(&["logs", "box"])
+            .ends_with("run\nrun\n755\nready\n")
+            .then_some(())
+    });
+    house.done(&["rm", "-f", "box"]);
+    house.is_empty();
+}
+
+#[test]
+fn a_container_s_disk_is_as_large_as_was_asked_and_sparse() {
+    let house = House::new();
+    let fill = "dd if=/dev/zero of=/big bs=1M count=100; echo $?";
+    house.start(&["--name", "small", "--disk", "64M"], &["sh", "-c", fill]);
+    assert_eq!(house.done(&["wait", "small"]), "0\n");
+    let output = house.call(&["logs", "small"]);
+    assert!(stdout(&output).starts_with("1\n"), "{}", stdout(&output));
+    assert!(
+        stderr(&output).contains("No space left"),
+        "{}",
+        stderr(&output)
+    );
+    house.start(&["--name", "usual"], &["true"]);
+    assert_eq!(house.done(&["wait", "usual"]), "0\n");
+    let log = house.field("usual", "{{.LogPath}}");
+    let disk = std::path::Path::new(&log).with_file_name("upper.ext4");
+    let meta = fs::metadata(disk).expect("there");
+    use std::os::unix::fs::MetadataExt;
+    assert_eq!(meta.len(), 10 << 30);
+    assert!(
+        meta.blocks() * 512 < 16 << 20,
+        "{} bytes",
+        meta.blocks() * 512
+    );
+    let image = house.image.as_str();
+    let mut command = house
+        .home
+        .kombi(&["run", "-d", "--disk", "1M", image, "true"]);
+    refused(&command.output().expect("started"), 125, &["1M", "16M"]);
+    command = house.home.kombi(&["run", "--disk", "1G", image, "true"]);
+    refused(&command.output().expect("started"), 125, &["--disk", "-d"]);
+    house.done(&["rm", "small", "usual"]);
+    house.is_empty();
+}
+
+#[test]
 fn the_background_holds_nothing_that_its_starter_was_given() {
     let house = House::new();
     // A shell waits for the end of what is written to descriptor 7.

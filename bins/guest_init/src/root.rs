@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   initramfs   /init, /dev
-//!     /w        tmpfs: what is written (/w/u) and overlayfs's workshop (/w/k)
+//!     /w        tmpfs, or ext4 where it is kept: what is written (/w/u) and overlayfs's workshop (/w/k)
 //!     /l/0 …    layers, lowest first: /dev/vda … mounted read-only as EROFS
 //!     /r        overlay of all that; becomes /
 //! ```
@@ -50,7 +50,7 @@ pub(crate) fn mount_devices() -> Result<(), InitError> {
 
 /// Makes everything that `spec` asks for and moves into it.
 pub(crate) fn make(spec: &MachineSpec) -> Result<(), InitError> {
-    mount_root(spec.layers)?;
+    mount_root(spec.layers, spec.keeps)?;
     enter_root()?;
     mount_devices()?;
     mount_system()?;
@@ -66,21 +66,29 @@ pub(crate) fn make(spec: &MachineSpec) -> Result<(), InitError> {
     loopback::bring_up().map_err(InitError::system("bring up", "network interface lo"))
 }
 
-fn mount_root(layers: u16) -> Result<(), InitError> {
+fn mount_root(layers: u16, keeps: bool) -> Result<(), InitError> {
     if !(1..=LAYERS_MAX).contains(&layers) {
         return Err(InitError::LayerCount { count: layers });
     }
     for directory in ["/w", "/l", "/r"] {
         make_directory(directory)?;
     }
-    mount(
-        "tmpfs",
-        "/w",
-        "tmpfs",
-        MountFlags::empty(),
-        Some(c"mode=0755"),
-    )
-    .map_err(InitError::system("mount", "/w"))?;
+    if keeps {
+        let device = format!("/dev/{}", layer_device_name(layers));
+        mount(&device, "/w", "ext4", MountFlags::empty(), None)
+            .map_err(InitError::system("mount what is kept, from", &device))?;
+    } else {
+        mount(
+            "tmpfs",
+            "/w",
+            "tmpfs",
+            MountFlags::empty(),
+            Some(c"mode=0755"),
+        )
+        .map_err(InitError::system("mount", "/w"))?;
+    }
+    // On a disk that was written before, the image's say is an old one.
+    let is_new = fs::symlink_metadata("/w/u").is_err();
     for directory in ["/w/u", "/w/k"] {
         make_directory(directory)?;
     }
@@ -104,7 +112,7 @@ fn mount_root(layers: u16) -> Result<(), InitError> {
     }
     // The image's own root directory decides on the mode of ours.
     let top = format!("/l/{}", layers.saturating_sub(1));
-    if let Ok(metadata) = fs::metadata(&top) {
+    if is_new && let Ok(metadata) = fs::metadata(&top) {
         chmod(
             "/w/u",
             Mode::from_raw_mode(metadata.permissions().mode() & 0o7777),

@@ -13,7 +13,7 @@ const MAGIC: [u8; 8] = *b"KOMBIWIR";
 pub(crate) const HELLO_BYTES: usize = 16;
 
 /// The version that this build speaks.
-pub const VERSION: Version = Version { major: 1, minor: 0 };
+pub const VERSION: Version = Version { major: 2, minor: 0 };
 
 /// A version of the protocol.
 ///

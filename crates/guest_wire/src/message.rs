@@ -111,6 +111,9 @@ pub struct MachineSpec {
     /// Number of EROFS layers, 1 to [`LAYERS_MAX`](crate::LAYERS_MAX). They are the first virtio-blk devices, read-only,
     /// lowest layer first: see [`layer_device_name`].
     pub layers: u16,
+    /// Whether what is written goes to the virtio-blk device behind the layers, which has an ext4 file system, and stays
+    /// there; otherwise it is in memory, and goes with the machine.
+    pub keeps: bool,
 }
 
 /// The process, in the terms of an OCI image configuration.

@@ -14,8 +14,13 @@ fn terminal_size() -> impl Strategy<Value = TerminalSize> {
 }
 
 fn start_spec() -> impl Strategy<Value = StartSpec> {
-    let machine =
-        (".{0,70}", any::<u16>()).prop_map(|(hostname, layers)| MachineSpec { hostname, layers });
+    let machine = (".{0,70}", any::<u16>(), any::<bool>()).prop_map(|(hostname, layers, keeps)| {
+        MachineSpec {
+            hostname,
+            layers,
+            keeps,
+        }
+    });
     let process = (
         vec(".{0,30}", 0..5),
         vec(".{0,30}", 0..5),

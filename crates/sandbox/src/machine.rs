@@ -11,8 +11,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use blueprint::{
-    BootSourceDraft, CpuModel, Draft, DriveDraft, Engine, EntropyDraft, MachineConfigDraft,
-    SerialDraft, VsockDraft,
+    BootSourceDraft, CacheType, CpuModel, Draft, DriveDraft, Engine, EntropyDraft,
+    MachineConfigDraft, SerialDraft, VsockDraft,
 };
 use guest_wire::{
     CONTROL_PORT, FrameDecoder, Hello, HostMessage, MachineSpec, ProcessSpec, StartSpec,
@@ -57,6 +57,8 @@ pub struct Plan {
     pub vmm: PathBuf,
     /// EROFS files, lowest first.
     pub layers: Vec<PathBuf>,
+    /// A file with an ext4 file system that keeps what is written; without, that is in the guest's memory.
+    pub upper: Option<PathBuf>,
     /// Virtual processors.
     pub vcpus: u8,
     /// Memory in MiB.
@@ -140,6 +142,7 @@ impl Plan {
             dir,
             hostname: self.hostname.unwrap_or(id),
             layers: u16::try_from(self.layers.len()).unwrap_or(u16::MAX),
+            keeps: self.upper.is_some(),
             started,
             boot_timeout: self.boot_timeout,
         })
@@ -156,6 +159,14 @@ impl Plan {
                 is_read_only: Some(true),
                 ..DriveDraft::default()
             });
+        let upper = self.upper.as_ref().map(|path| DriveDraft {
+            drive_id: "upper".to_owned(),
+            path_on_host: Some(path.clone()),
+            is_read_only: Some(false),
+            // What the guest has synced stays, whatever becomes of the monitor and the host.
+            cache_type: CacheType::Writeback,
+            ..DriveDraft::default()
+        });
         Draft {
             boot_source: BootSourceDraft {
                 kernel_image_path: self.kernel.clone(),
@@ -169,7 +180,7 @@ impl Plan {
                 cpu_model: Some(self.cpu_model),
                 ..MachineConfigDraft::default()
             },
-            drives: drives.collect(),
+            drives: drives.chain(upper).collect(),
             vsock: Some(VsockDraft {
                 guest_cid: GUEST_CID,
                 uds_path: dir.path().join("v.sock"),
@@ -193,6 +204,7 @@ pub struct Booting {
     dir: RuntimeDir,
     hostname: String,
     layers: u16,
+    keeps: bool,
     started: Instant,
     boot_timeout: Duration,
 }
@@ -276,6 +288,7 @@ impl Booting {
             decoder,
             hostname: self.hostname,
             layers: self.layers,
+            keeps: self.keeps,
             started: self.started,
             resized,
         })
@@ -299,6 +312,7 @@ pub struct Ready {
     decoder: FrameDecoder,
     hostname: String,
     layers: u16,
+    keeps: bool,
     started: Instant,
     resized: Option<TerminalSize>,
 }
@@ -320,6 +334,7 @@ impl Ready {
         let machine = MachineSpec {
             hostname: self.hostname.clone(),
             layers: self.layers,
+            keeps: self.keeps,
         };
         let mut first_words = Vec::new();
         guest_wire::write_hello(&mut first_words, Hello::OURS).map_err(Error::Wire)?;

@@ -9,14 +9,16 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use containers::{LogOptions, Wanted};
+use containers::{Id, LogOptions, Wanted};
 use sandbox::{Plan, ProcessSpec};
 use serde::{Deserialize, Serialize};
 
-use super::signals;
+use super::{signals, upper};
 use crate::complaint::Complaint;
 use crate::{env_file, quantity};
 
+/// Of a container's disk, which takes what is written to it.
+const DISK_BYTES: u64 = 10 << 30;
 /// Seconds, as docker's.
 const STOP_TIMEOUT_SECONDS: u32 = 10;
 const SIGTERM: u8 = 15;
@@ -31,27 +33,32 @@ pub(crate) struct DetachArgs {
     detach: bool,
 
     /// Write the container's identifier to this file, which is not there yet.
-    #[arg(long, value_name = "FILE", requires = "detach")]
+    #[arg(long, value_name = "FILE")]
     cidfile: Option<PathBuf>,
 
     /// Note something about the container; see kombi ps --filter.
-    #[arg(short, long, value_name = "NAME[=VALUE]", requires = "detach")]
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
     label: Vec<String>,
 
     /// Read labels from a file, one NAME=VALUE a line.
-    #[arg(long, value_name = "FILE", requires = "detach")]
+    #[arg(long, value_name = "FILE")]
     label_file: Vec<PathBuf>,
 
     /// Signal by which kombi stop asks it to end [default: the image's, or TERM].
-    #[arg(long, value_name = "SIGNAL", value_parser = signals::number, requires = "detach")]
+    #[arg(long, value_name = "SIGNAL", value_parser = signals::number)]
     stop_signal: Option<u8>,
 
     /// Seconds that kombi stop gives it to end [default: 10].
-    #[arg(long, value_name = "SECONDS", requires = "detach")]
+    #[arg(long, value_name = "SECONDS")]
     stop_timeout: Option<u32>,
 
-    /// How much of what it writes is kept: max-size=SIZE for a file of its log, max-file=N files.
-    #[arg(long, value_name = "NAME=VALUE", requires = "detach")]
+    /// Most that it may write to its root, kept until it is removed [default: 10G; with --rm, what it writes is in memory
+    /// unless this is given].
+    #[arg(long, value_name = "SIZE", value_parser = upper::size)]
+    disk: Option<u64>,
+
+    /// How much of what it prints is kept: max-size=SIZE for a file of its log, max-file=N files.
+    #[arg(long, value_name = "NAME=VALUE")]
     log_opt: Vec<String>,
 }
 
@@ -62,7 +69,22 @@ impl DetachArgs {
     }
 
     /// Checks what needs no image.
-    pub(crate) fn check(&self) -> Result<LogOptions, Complaint> {
+    pub(crate) fn check(&self, background: bool) -> Result<LogOptions, Complaint> {
+        let lasting = [
+            (self.cidfile.is_some(), "--cidfile"),
+            (!self.label.is_empty(), "--label"),
+            (!self.label_file.is_empty(), "--label-file"),
+            (self.stop_signal.is_some(), "--stop-signal"),
+            (self.stop_timeout.is_some(), "--stop-timeout"),
+            (!self.log_opt.is_empty(), "--log-opt"),
+            (self.disk.is_some(), "--disk"),
+        ];
+        if let Some((_, option)) = lasting.iter().find(|(given, _)| *given && !background) {
+            return Err(Complaint::new(
+                format!("{option} is about containers in the background"),
+                "give -d as well",
+            ));
+        }
         if let Some(path) = &self.cidfile
             && path.symlink_metadata().is_ok()
         {
@@ -144,6 +166,8 @@ pub(crate) struct Start<'a> {
     pub(crate) args: &'a DetachArgs,
     /// Of [`DetachArgs::check`].
     pub(crate) log: LogOptions,
+    /// Start it, not only make it.
+    pub(crate) starts: bool,
     /// Remove it when it ends.
     pub(crate) remove_at_end: bool,
     /// The image as the user gave it.
@@ -161,7 +185,7 @@ pub(crate) struct Start<'a> {
 }
 
 impl Start<'_> {
-    /// Starts it, and prints its identifier once its command runs.
+    /// Makes it, starts it, and prints its identifier once its command runs.
     pub(crate) fn now(mut self) -> Result<u8, Complaint> {
         // An image's own, where it makes no sense, is no reason not to run it.
         let of_image = self.image_stop_signal.as_deref().map(signals::number);
@@ -193,55 +217,28 @@ impl Start<'_> {
             .create(wanted)
             .map_err(|error| super::complaint(&error))?;
         let id = container.record().id.clone();
+        let undo = |complaint| {
+            // It never ran.
+            let _ = all.remove(&container);
+            complaint
+        };
+        let usual = (!self.remove_at_end).then_some(DISK_BYTES);
+        if let Some(bytes) = self.args.disk.or(usual) {
+            upper::make(container.dir(), bytes).map_err(undo)?;
+        }
         if let Some(path) = &self.args.cidfile {
             let written = std::fs::File::create_new(path)
                 .and_then(|mut file| std::io::Write::write_all(&mut file, id.as_str().as_bytes()));
             if let Err(error) = written {
-                // It never ran.
-                let _ = all.remove(&container);
                 let complaint = Complaint::caused(&error, Some("give another --cidfile"));
-                return Err(complaint.about(format!("failed to write {path:?}")));
+                return Err(undo(complaint.about(format!("failed to write {path:?}"))));
             }
         }
-        let failed = |error: std::io::Error| {
-            Complaint::caused(&error, Some("see kombi doctor"))
-                .about("failed to start a supervisor")
-        };
-        super::descriptors::keep_to_ourselves().map_err(failed)?;
-        let own = std::env::current_exe().map_err(failed)?;
-        let mut child = Command::new(own)
-            .arg0("kombi")
-            .args(["supervise", id.as_str()])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(failed)?;
-        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-        let mut said = String::new();
-        if let Some(stdout) = stdout {
-            let _ = BufReader::new(stdout).read_line(&mut said);
+        if self.starts {
+            launch(&id)?;
         }
-        if said.trim_end() == STARTED {
-            println!("{id}");
-            return Ok(0);
-        }
-        let mut why = String::new();
-        if let Some(stderr) = stderr {
-            // Until it is gone.
-            let _ = stderr.take(64 << 10).read_to_string(&mut why);
-        }
-        let code = child.wait().map_err(failed)?.code();
-        let why = why.trim().strip_prefix("kombi: ").unwrap_or(why.trim());
-        let code = code
-            .and_then(|code| u8::try_from(code).ok())
-            .filter(|code| *code != 0);
-        Err(Complaint::told(if why.is_empty() {
-            "the supervisor ended without a word"
-        } else {
-            why
-        })
-        .with_exit_code(code.unwrap_or(sandbox::EXIT_KOMBI)))
+        println!("{id}");
+        Ok(0)
     }
 
     /// The supervisor works elsewhere.
@@ -271,6 +268,47 @@ impl Start<'_> {
         }
         Ok(())
     }
+}
+
+/// Starts a supervisor of a container; returns once its command runs.
+pub(crate) fn launch(id: &Id) -> Result<(), Complaint> {
+    let failed = |error: std::io::Error| {
+        Complaint::caused(&error, Some("see kombi doctor")).about("failed to start a supervisor")
+    };
+    super::descriptors::keep_to_ourselves().map_err(failed)?;
+    let own = std::env::current_exe().map_err(failed)?;
+    let mut child = Command::new(own)
+        .arg0("kombi")
+        .args(["supervise", id.as_str()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let mut said = String::new();
+    if let Some(stdout) = stdout {
+        let _ = BufReader::new(stdout).read_line(&mut said);
+    }
+    if said.trim_end() == STARTED {
+        return Ok(());
+    }
+    let mut why = String::new();
+    if let Some(stderr) = stderr {
+        // Until it is gone.
+        let _ = stderr.take(64 << 10).read_to_string(&mut why);
+    }
+    let code = child.wait().map_err(failed)?.code();
+    let why = why.trim().strip_prefix("kombi: ").unwrap_or(why.trim());
+    let code = code
+        .and_then(|code| u8::try_from(code).ok())
+        .filter(|code| *code != 0);
+    Err(Complaint::told(if why.is_empty() {
+        "the supervisor ended without a word"
+    } else {
+        why
+    })
+    .with_exit_code(code.unwrap_or(sandbox::EXIT_KOMBI)))
 }
 
 #[cfg(test)]

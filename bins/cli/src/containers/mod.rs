@@ -19,8 +19,10 @@ mod logs;
 mod remove;
 mod rename;
 mod signals;
+mod start;
 mod stop;
 mod supervise;
+mod upper;
 mod wait;
 
 pub(crate) use detach::{DetachArgs, Start};
@@ -29,6 +31,7 @@ pub(crate) use list::{ListArgs, list};
 pub(crate) use logs::{LogsArgs, logs};
 pub(crate) use remove::{PruneArgs, RemoveArgs, prune, remove};
 pub(crate) use rename::{RenameArgs, rename};
+pub(crate) use start::{RestartArgs, StartArgs, restart, start};
 pub(crate) use stop::{KillArgs, StopArgs, kill, stop};
 pub(crate) use supervise::{SuperviseArgs, supervise};
 pub(crate) use wait::{WaitArgs, wait};
@@ -47,6 +50,9 @@ pub(crate) enum ContainerVerb {
     #[command(name = "ls", visible_aliases = ["list", "ps"])]
     List(ListArgs),
     Logs(LogsArgs),
+    Create(Box<crate::run::RunArgs>),
+    Start(StartArgs),
+    Restart(RestartArgs),
     Stop(StopArgs),
     Kill(KillArgs),
     Wait(WaitArgs),
@@ -61,6 +67,9 @@ pub(crate) fn container(verb: ContainerVerb) -> Result<u8, Complaint> {
     match verb {
         ContainerVerb::List(args) => list(&args),
         ContainerVerb::Logs(args) => logs(&args),
+        ContainerVerb::Create(args) => crate::run::create(*args),
+        ContainerVerb::Start(args) => start(&args),
+        ContainerVerb::Restart(args) => restart(&args),
         ContainerVerb::Stop(args) => stop(&args),
         ContainerVerb::Kill(args) => kill(&args),
         ContainerVerb::Wait(args) => wait(&args),

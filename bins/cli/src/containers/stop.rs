@@ -41,11 +41,7 @@ pub(crate) struct StopArgs {
 /// Stops them; goes on after one that fails.
 pub(crate) fn stop(args: &StopArgs) -> Result<u8, Complaint> {
     each(&args.containers, |_, container| {
-        let usual = i64::from(container.record().stop_timeout_seconds);
-        let seconds = args.time.unwrap_or(usual);
-        let patience = u64::try_from(seconds).ok().map(Duration::from_secs);
-        let signal = args.signal.unwrap_or(container.record().stop_signal);
-        end(&container, signal, patience)
+        end(&container, args.signal, args.time)
     })
 }
 
@@ -79,8 +75,16 @@ pub(crate) fn kill(args: &KillArgs) -> Result<u8, Complaint> {
     })
 }
 
-/// Asks a container to end, and ends it when it did not in time.
-fn end(container: &Container, signal: u8, patience: Option<Duration>) -> Result<(), Complaint> {
+/// Asks a container to end, and ends it when it did not within so many seconds, fewer than none being for ever.
+pub(crate) fn end(
+    container: &Container,
+    signal: Option<u8>,
+    seconds: Option<i64>,
+) -> Result<(), Complaint> {
+    let usual = i64::from(container.record().stop_timeout_seconds);
+    let patience = u64::try_from(seconds.unwrap_or(usual));
+    let patience = patience.ok().map(Duration::from_secs);
+    let signal = signal.unwrap_or(container.record().stop_signal);
     // It runs, or it is about to.
     if !container.is_held().map_err(|error| failed(&error))? {
         return Ok(());

@@ -16,6 +16,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::detach::{STARTED, Task};
 use super::doorbell::{Told, Wishes};
+use super::upper;
 use crate::complaint::Complaint;
 
 const READ_BYTES: usize = 64 << 10;
@@ -64,6 +65,15 @@ fn run(held: &mut Supervision) -> Result<Ended, Complaint> {
     let short = held.record().id.short().to_owned();
     plan.hostname.get_or_insert_with(|| short.clone());
     plan.name = Some(short);
+    let upper = held.dir().join(upper::FILE);
+    plan.upper = upper.exists().then_some(upper);
+    if let Some(layer) = plan.layers.iter().find(|layer| !layer.exists()) {
+        let image = &held.record().image;
+        return Err(Complaint::new(
+            format!("a layer of image {image}, {layer:?}, is gone"),
+            "get the image again, then start the container",
+        ));
+    }
 
     let wishes = Wishes::new().map_err(failed("failed to make a doorbell"))?;
     wishes

@@ -180,6 +180,7 @@ fn messages_out_of_order_end_the_machine() {
     let machine = MachineSpec {
         hostname: String::new(),
         layers: 1,
+        keeps: false,
     };
     host.send(&HostMessage::Start(Box::new(StartSpec {
         machine,

@@ -72,6 +72,7 @@ pub(crate) fn start(process: ProcessSpec) -> StartSpec {
     let machine = MachineSpec {
         hostname: String::from("box"),
         layers: 1,
+        keeps: false,
     };
     StartSpec { machine, process }
 }

@@ -53,6 +53,7 @@ impl Stage {
             initramfs: "/i".into(),
             vmm: self.temp.path().join("vmm"),
             layers: vec!["/layer a".into(), "/layer b".into()],
+            upper: None,
             vcpus: 1,
             memory_mib: 64,
             cpu_model: sandbox::CpuModel::default(),

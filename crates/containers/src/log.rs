@@ -23,6 +23,9 @@ const ENTRY_BYTES_MAX: usize = 16 << 10;
 /// Bytes of a line of the file: each byte of an entry may take six (`\u0000`), and there is something around it.
 const LINE_BYTES_MAX: u64 = 6 * ENTRY_BYTES_MAX as u64 + 256;
 
+/// How often a log is looked at anew because its files were moved on meanwhile.
+const LOOKS_MAX: u32 = 100;
+
 /// Where something was written to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -127,20 +130,28 @@ impl Writer {
     }
 
     fn rotate(&mut self) -> io::Result<()> {
+        // Where the last one failed before it had a new file, nothing is left to be moved.
+        if self.path.try_exists()? {
+            self.move_on()?;
+        }
+        self.file = append(&self.path)?;
+        self.bytes = 0;
+        Ok(())
+    }
+
+    /// Each file takes the next one's name, from the oldest on, which goes.
+    fn move_on(&self) -> io::Result<()> {
         let older = self.options.max_file.saturating_sub(1);
+        if older == 0 {
+            return fs::remove_file(&self.path);
+        }
         for nth in (1..older).rev() {
             match fs::rename(nth_path(&self.path, nth), nth_path(&self.path, nth + 1)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
         }
-        match older {
-            0 => fs::remove_file(&self.path)?,
-            _ => fs::rename(&self.path, nth_path(&self.path, 1))?,
-        }
-        self.file = append(&self.path)?;
-        self.bytes = 0;
-        Ok(())
+        fs::rename(&self.path, nth_path(&self.path, 1))
     }
 }
 
@@ -170,8 +181,12 @@ fn append(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
+/// The file that `nth` others came after; that is written where there are none.
 fn nth_path(path: &Path, nth: u32) -> PathBuf {
-    path.with_extension(format!("json.{nth}"))
+    match nth {
+        0 => path.to_path_buf(),
+        _ => path.with_extension(format!("json.{nth}")),
+    }
 }
 
 /// Reads a container's log, from its oldest entry on, and what is written meanwhile.
@@ -188,23 +203,12 @@ impl Reader {
     /// # Errors
     /// [`Error::Io`].
     pub fn open(dir: &Path) -> Result<Self, Error> {
-        let path = dir.join(FILE);
-        let mut files = VecDeque::new();
-        let mut open = |path: PathBuf| match File::open(&path) {
-            Ok(file) => {
-                files.push_front(BufReader::new(file));
-                Ok(true)
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(Error::io("open", path)(error)),
+        let mut reader = Self {
+            path: dir.join(FILE),
+            files: VecDeque::new(),
         };
-        if open(path.clone())? {
-            let mut nth = 1;
-            while open(nth_path(&path, nth))? {
-                nth += 1;
-            }
-        }
-        Ok(Self { path, files })
+        reader.open_newer()?;
+        Ok(reader)
     }
 
     /// The next entry; none at the log's present end: more may come.
@@ -214,7 +218,7 @@ impl Reader {
     pub fn next_entry(&mut self) -> Result<Option<Entry>, Error> {
         loop {
             let Some(file) = self.files.front_mut() else {
-                if !self.has_new_file()? {
+                if !self.open_newer()? {
                     return Ok(None);
                 }
                 continue;
@@ -228,27 +232,78 @@ impl Reader {
                 None if self.files.len() > 1 => {
                     self.files.pop_front();
                 }
-                None if !self.has_new_file()? => return Ok(None),
+                None if !self.open_newer()? => return Ok(None),
                 None => {}
             }
         }
     }
 
-    /// Whether the file that is written is another one than the last we know, which is then opened.
-    fn has_new_file(&mut self) -> Result<bool, Error> {
-        let file = match File::open(&self.path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(error) => return Err(Error::io("open", &self.path)(error)),
+    /// Opens the files that came after the last one we know, if any did; of all of them where we know none.
+    fn open_newer(&mut self) -> Result<bool, Error> {
+        let known = match self.files.back() {
+            Some(last) => Some(identity(last.get_ref()).map_err(Error::io("read", &self.path))?),
+            None => None,
         };
-        let inode = |file: &File| file.metadata().map(|meta| (meta.dev(), meta.ino())).ok();
-        let last = self.files.back().and_then(|last| inode(last.get_ref()));
-        if last.is_some() && last == inode(&file) {
-            return Ok(false);
+        let mut newer = self.look(known)?;
+        for _ in 0..LOOKS_MAX {
+            // While another file is begun, names say nothing about the order.
+            let first = newer.first().map(|(first, _)| *first).or(known);
+            if self.present()? == first {
+                break;
+            }
+            newer = self.look(known)?;
         }
-        self.files.push_back(BufReader::new(file));
-        Ok(true)
+        let any = !newer.is_empty();
+        let files = newer.into_iter().rev();
+        self.files
+            .extend(files.map(|(_, file)| BufReader::new(file)));
+        Ok(any)
     }
+
+    /// Which file is written.
+    fn present(&self) -> Result<Option<Identity>, Error> {
+        match File::open(&self.path).and_then(|file| identity(&file)) {
+            Ok(present) => Ok(Some(present)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io("open", &self.path)(error)),
+        }
+    }
+
+    /// The files after the known one, the newest first. While they are moved on, one that was seen is met again behind its
+    /// next name, and one name is nobody's.
+    fn look(&self, known: Option<Identity>) -> Result<Vec<(Identity, File)>, Error> {
+        let mut newer: Vec<(Identity, File)> = Vec::new();
+        let mut missing = 0;
+        for nth in 0.. {
+            let path = nth_path(&self.path, nth);
+            let file = match File::open(&path) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound && missing == 0 => {
+                    missing += 1;
+                    continue;
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+                Err(error) => return Err(Error::io("open", path)(error)),
+            };
+            missing = 0;
+            let own = identity(&file).map_err(Error::io("read", path))?;
+            if known == Some(own) {
+                break;
+            }
+            // All of them are open, so that no other file gets their identity.
+            if newer.iter().all(|(other, _)| *other != own) {
+                newer.push((own, file));
+            }
+        }
+        Ok(newer)
+    }
+}
+
+/// Device and inode: a file's, whatever it is called.
+type Identity = (u64, u64);
+
+fn identity(file: &File) -> io::Result<Identity> {
+    file.metadata().map(|meta| (meta.dev(), meta.ino()))
 }
 
 /// A line that is all there; longer than any of ours, it is read in pieces, which are no entries.
@@ -368,6 +423,89 @@ mod tests {
         let entries = all(&mut Reader::open(dir.path()).expect("opened"));
         assert_eq!(text(&entries, Stream::Stdout), "ours\n");
         assert_eq!(entries.len(), 1);
+    }
+
+    #[test]
+    fn who_follows_misses_no_file_that_came_and_was_moved_on_between_two_looks() {
+        let dir = tempfile::tempdir().expect("made");
+        let options = LogOptions {
+            max_size: Some(1000),
+            max_file: 10,
+        };
+        let mut writer = Writer::open(dir.path(), options).expect("opened");
+        writer.write(Stream::Stdout, b"first\n").expect("written");
+        let mut follower = Reader::open(dir.path()).expect("opened");
+        let mut followed = all(&mut follower);
+        for nth in 0..40 {
+            writer
+                .write(Stream::Stdout, format!("line {nth}\n").as_bytes())
+                .expect("written");
+        }
+        followed.extend(all(&mut follower));
+        let kept = all(&mut Reader::open(dir.path()).expect("opened"));
+        assert_eq!(kept.len(), 41, "all is on disk");
+        assert_eq!(followed.len(), kept.len(), "the follower saw all");
+    }
+
+    #[test]
+    fn a_rotation_that_failed_half_way_is_not_the_end_of_the_log() {
+        for max_file in [1, 3] {
+            let dir = tempfile::tempdir().expect("made");
+            let options = LogOptions {
+                max_size: Some(1000),
+                max_file,
+            };
+            let mut writer = Writer::open(dir.path(), options).expect("opened");
+            writer.write(Stream::Stdout, &[b'x'; 900]).expect("written");
+            writer.write(Stream::Stdout, b"\n").expect("written");
+            // The state in which rotate() leaves things when its append() fails (no inode, no descriptor).
+            fs::remove_file(dir.path().join(FILE)).expect("removed");
+            let outcome: Vec<bool> = (0..5)
+                .map(|nth| {
+                    writer
+                        .write(
+                            Stream::Stdout,
+                            format!("later {nth} {}\n", "y".repeat(200)).as_bytes(),
+                        )
+                        .is_ok()
+                })
+                .collect();
+            assert_eq!(outcome, [true; 5], "max_file {max_file}");
+        }
+    }
+
+    #[test]
+    fn who_opens_a_log_while_its_files_move_on_reads_nothing_twice() {
+        let dir = tempfile::tempdir().expect("made");
+        let options = LogOptions {
+            max_size: Some(2000),
+            max_file: 4,
+        };
+        let (mut looks, mut twice) = (0, 0);
+        let mut look = || {
+            let read = all(&mut Reader::open(dir.path()).expect("opened"));
+            let mut seen = std::collections::HashSet::new();
+            looks += 1;
+            twice += usize::from(!read.iter().all(|entry| seen.insert(entry.log.clone())));
+            read.len()
+        };
+        std::thread::scope(|scope| {
+            let writing = scope.spawn(|| {
+                let mut writer = Writer::open(dir.path(), options).expect("opened");
+                for nth in 0..20_000 {
+                    let line = format!("line {nth}\n");
+                    writer
+                        .write(Stream::Stdout, line.as_bytes())
+                        .expect("written");
+                }
+            });
+            while !writing.is_finished() {
+                look();
+            }
+        });
+        // What is kept are three full files of 20 lines and more, and one more.
+        assert!(look() > 60);
+        assert_eq!(twice, 0, "of {looks} looks");
     }
 
     proptest! {

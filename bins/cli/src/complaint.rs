@@ -29,13 +29,13 @@ impl Complaint {
         }
     }
 
-    /// What another of our processes told, way out included.
-    pub(crate) fn told(line: impl Into<String>) -> Self {
+    /// What another of our processes told the user itself.
+    pub(crate) fn told_already(exit_code: u8) -> Self {
         Self {
-            chain: vec![line.into()],
+            chain: Vec::new(),
             way_out: None,
-            exit_code: EXIT_KOMBI,
-            quiet: false,
+            exit_code,
+            quiet: true,
         }
     }
 

@@ -30,6 +30,16 @@ pub struct Container {
     state: State,
 }
 
+/// What who waits learns of a container's holder.
+enum Holder {
+    /// It ended, with this exit code.
+    Said(u8),
+    /// It is still there.
+    Stays,
+    /// There is none, and none said anything.
+    None,
+}
+
 impl Container {
     pub(crate) fn at(dir: PathBuf) -> Result<Self, Error> {
         let gone = |error| match error {
@@ -85,27 +95,49 @@ impl Container {
         is_held(&self.dir)
     }
 
-    /// Waits for its end, at most `patience`; gives its exit code, none when the time was over.
+    /// Waits for its end, also of one that is yet to start, at most `patience`; gives its exit code, none when the time
+    /// was over.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn wait(&self, patience: Option<Duration>) -> Result<Option<u8>, Error> {
+        let end = patience.map(|patience| Instant::now() + patience);
+        loop {
+            match self.wait_for_holder(end)? {
+                Holder::Said(exit_code) => return Ok(Some(exit_code)),
+                Holder::Stays => return Ok(None),
+                // Nobody ran it yet, or it is gone, or who ran it went without a word.
+                Holder::None => match Self::at(self.dir.clone()) {
+                    Ok(now) if now.state.phase == Phase::Created => {}
+                    Ok(now) => return Ok(Some(now.state.exit_code.unwrap_or(EXIT_LOST))),
+                    Err(Error::NotHere { .. }) => {
+                        return Ok(Some(self.state.exit_code.unwrap_or(EXIT_LOST)));
+                    }
+                    Err(error) => return Err(error),
+                },
+            }
+            if end.is_some_and(|end| Instant::now() >= end) {
+                return Ok(None);
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    /// Waits until the lock is free, and reads what its holder left.
+    fn wait_for_holder(&self, end: Option<Instant>) -> Result<Holder, Error> {
         let path = self.dir.join(LOCK);
         let mut file = match File::options().read(true).open(&path) {
             Ok(file) => file,
-            // It never ran, or is gone already.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Ok(Some(self.state.exit_code.unwrap_or(0)));
-            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Holder::None),
             Err(error) => return Err(Error::io("open", path)(error)),
         };
-        match patience.map(|patience| Instant::now() + patience) {
+        match end {
             None => lock(&file, FlockOperation::LockShared).map_err(Error::io("lock", &path))?,
             Some(end) => {
                 let how = FlockOperation::NonBlockingLockShared;
                 while !try_lock(&file, how).map_err(Error::io("lock", &path))? {
                     if Instant::now() >= end {
-                        return Ok(None);
+                        return Ok(Holder::Stays);
                     }
                     std::thread::sleep(PAUSE);
                 }
@@ -114,7 +146,7 @@ impl Container {
         let mut text = String::new();
         file.read_to_string(&mut text)
             .map_err(Error::io("read", &path))?;
-        Ok(Some(text.trim().parse().unwrap_or(EXIT_LOST)))
+        Ok(text.trim().parse().map_or(Holder::None, Holder::Said))
     }
 
     /// Becomes the one who runs it.

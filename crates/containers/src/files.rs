@@ -21,6 +21,12 @@ pub(crate) fn replace(path: &Path, value: &impl Serialize) -> Result<(), Error> 
         path: path.to_path_buf(),
         why: error.to_string(),
     })?;
+    if text.len() as u64 > JSON_BYTES_MAX {
+        return Err(Error::Damaged {
+            path: path.to_path_buf(),
+            why: format!("{} bytes are more than a record has", text.len()),
+        });
+    }
     // Writers of one file exclude each other by a lock: one name is enough.
     let new = path.with_extension("tmp");
     let written = fs::OpenOptions::new()
@@ -44,7 +50,7 @@ pub(crate) fn replace(path: &Path, value: &impl Serialize) -> Result<(), Error> 
 pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
     let mut text = Vec::new();
     File::open(path)
-        .and_then(|file| file.take(JSON_BYTES_MAX).read_to_end(&mut text))
+        .and_then(|file| file.take(JSON_BYTES_MAX + 1).read_to_end(&mut text))
         .map_err(Error::io("read", path))?;
     serde_json::from_slice(&text).map_err(|error| Error::Damaged {
         path: path.to_path_buf(),

@@ -1,7 +1,7 @@
 //! All containers of a user.
 //!
 //! Invariant: whoever makes, renames or removes one holds `ROOT/lock`, so that names stay unique and what a crash left
-//! half done is nobody's work.
+//! half done is nobody's work. Only a holder whose container goes with its end takes it away without, by one renaming.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

@@ -168,6 +168,24 @@ fn one_whose_holder_went_without_a_word_does_not_look_alive() {
 }
 
 #[test]
+fn who_waits_for_one_that_is_yet_to_start_waits() {
+    let temp = tempfile::tempdir().expect("made");
+    let all = Containers::open(temp.path()).expect("opened");
+    let made = all.create(wanted(Some("web"))).expect("made");
+    assert_eq!(
+        made.wait(Some(Duration::from_millis(50))).expect("waited"),
+        None
+    );
+    let waiting = made.clone();
+    let waits = std::thread::spawn(move || waiting.wait(None).expect("waited"));
+    std::thread::sleep(Duration::from_millis(50));
+    let mut held = made.supervise().expect("held");
+    held.started().expect("written");
+    held.ended(6, None).expect("written");
+    assert_eq!(waits.join().expect("no panic"), Some(6));
+}
+
+#[test]
 fn what_crashes_left_goes_and_what_is_damaged_is_named() {
     let temp = tempfile::tempdir().expect("made");
     let all = Containers::open(temp.path()).expect("opened");

@@ -4,7 +4,7 @@
 //! and what became of it is on record.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -70,13 +70,9 @@ impl DetachArgs {
 
     /// Checks what needs no image.
     pub(crate) fn check(&self, background: bool) -> Result<LogOptions, Complaint> {
+        // The others are as in docker where there is nothing to note or to stop: accepted.
         let lasting = [
             (self.cidfile.is_some(), "--cidfile"),
-            (!self.label.is_empty(), "--label"),
-            (!self.label_file.is_empty(), "--label-file"),
-            (self.stop_signal.is_some(), "--stop-signal"),
-            (self.stop_timeout.is_some(), "--stop-timeout"),
-            (!self.log_opt.is_empty(), "--log-opt"),
             (self.disk.is_some(), "--disk"),
         ];
         if let Some((_, option)) = lasting.iter().find(|(given, _)| *given && !background) {
@@ -230,6 +226,10 @@ impl Start<'_> {
             let written = std::fs::File::create_new(path)
                 .and_then(|mut file| std::io::Write::write_all(&mut file, id.as_str().as_bytes()));
             if let Err(error) = written {
+                // Ours, where it could be made: it was not there before.
+                if error.kind() != std::io::ErrorKind::AlreadyExists {
+                    let _ = std::fs::remove_file(path);
+                }
                 let complaint = Complaint::caused(&error, Some("give another --cidfile"));
                 return Err(undo(complaint.about(format!("failed to write {path:?}"))));
             }
@@ -275,40 +275,31 @@ pub(crate) fn launch(id: &Id) -> Result<(), Complaint> {
     let failed = |error: std::io::Error| {
         Complaint::caused(&error, Some("see kombi doctor")).about("failed to start a supervisor")
     };
-    super::descriptors::keep_to_ourselves().map_err(failed)?;
+    super::descriptors::keep_to_ourselves();
     let own = std::env::current_exe().map_err(failed)?;
     let mut child = Command::new(own)
         .arg0("kombi")
         .args(["supervise", id.as_str()])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
+        // It tells the user itself what keeps it from starting, and is silent from then on.
         .spawn()
         .map_err(failed)?;
-    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let mut said = String::new();
-    if let Some(stdout) = stdout {
+    if let Some(stdout) = child.stdout.take() {
         let _ = BufReader::new(stdout).read_line(&mut said);
     }
     if said.trim_end() == STARTED {
         return Ok(());
     }
-    let mut why = String::new();
-    if let Some(stderr) = stderr {
-        // Until it is gone.
-        let _ = stderr.take(64 << 10).read_to_string(&mut why);
-    }
     let code = child.wait().map_err(failed)?.code();
-    let why = why.trim().strip_prefix("kombi: ").unwrap_or(why.trim());
-    let code = code
-        .and_then(|code| u8::try_from(code).ok())
-        .filter(|code| *code != 0);
-    Err(Complaint::told(if why.is_empty() {
-        "the supervisor ended without a word"
-    } else {
-        why
-    })
-    .with_exit_code(code.unwrap_or(sandbox::EXIT_KOMBI)))
+    match code.and_then(|code| u8::try_from(code).ok()) {
+        Some(code) if code != 0 => Err(Complaint::told_already(code)),
+        _ => Err(Complaint::new(
+            "the supervisor ended without a word",
+            "see kombi doctor, and how much memory is free",
+        )),
+    }
 }
 
 #[cfg(test)]

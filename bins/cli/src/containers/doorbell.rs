@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -19,8 +20,12 @@ use serde::{Deserialize, Serialize};
 const SOCKET: &str = "control";
 /// Bytes of a wish.
 const WISH_BYTES_MAX: u64 = 1024;
-/// How long either side waits for the other's line.
+/// How long either side waits for the other.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Connections that are heard at once.
+const TALKING_MAX: usize = 16;
+/// Before the next try, where the host had nothing left.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// What a supervisor is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,13 +104,34 @@ impl Wishes {
         let wishes = self.clone();
         std::thread::Builder::new()
             .name("wishes".into())
-            .spawn(move || {
-                for stream in listener.incoming().flatten() {
-                    // Who says nothing is hung up on.
-                    let _ = wishes.hear(stream);
-                }
-            })?;
+            .spawn(move || wishes.serve(&listener))?;
         Ok(())
+    }
+
+    /// Each connection has a thread, so that who says nothing keeps nobody waiting; a few at once are enough.
+    fn serve(&self, listener: &UnixListener) {
+        let talking = Arc::new(AtomicUsize::new(0));
+        for stream in listener.incoming() {
+            let Ok(stream) = stream else {
+                // No descriptors: others may give some back.
+                std::thread::sleep(PAUSE);
+                continue;
+            };
+            if talking.fetch_add(1, Ordering::SeqCst) >= TALKING_MAX {
+                talking.fetch_sub(1, Ordering::SeqCst);
+                continue;
+            }
+            let (wishes, counted) = (self.clone(), talking.clone());
+            let thread = std::thread::Builder::new().name("wish".into());
+            let started = thread.spawn(move || {
+                // Who says nothing is hung up on.
+                let _ = wishes.hear(stream);
+                counted.fetch_sub(1, Ordering::SeqCst);
+            });
+            if started.is_err() {
+                talking.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
     }
 
     fn hear(&self, mut stream: UnixStream) -> std::io::Result<()> {
@@ -166,6 +192,9 @@ mod tests {
             // It may hang up before all is said.
             let _ = stream.write_all(nonsense.as_bytes());
         }
+        // Who says nothing keeps nobody waiting.
+        let (_held, path) = reachable(&dir).expect("there");
+        let _silent = UnixStream::connect(path).expect("connected");
         say(&dir, Wish::Kill(9)).expect("heard");
         let mut told = Told {
             wishes,

@@ -1,6 +1,6 @@
 //! `kombi stop` and `kombi kill`.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use containers::{Container, Error};
 
@@ -9,6 +9,9 @@ use super::{each, failed, signals};
 use crate::complaint::Complaint;
 
 const SIGKILL: u8 = 9;
+/// From a supervisor's lock to its socket.
+const LISTENS: Duration = Duration::from_secs(2);
+const PAUSE: Duration = Duration::from_millis(10);
 /// From the end of a machine to that of its supervisor.
 const AFTERWARDS: Duration = Duration::from_secs(20);
 
@@ -116,15 +119,22 @@ pub(crate) fn kill_now(container: &Container) -> Result<(), Complaint> {
 }
 
 fn tell(container: &Container, wish: Wish) -> Result<(), Complaint> {
-    match say(container.dir(), wish) {
-        Ok(()) => Ok(()),
-        // It went meanwhile.
-        Err(_) if !container.is_held().unwrap_or(false) => Ok(()),
-        Err(error) => {
-            let name = &container.record().name;
-            let complaint = Complaint::caused(&error, Some("try again, or kill its supervisor"));
-            let complaint = complaint.about(format!("the supervisor of container {name}"));
-            Err(complaint.with_exit_code(super::EXIT_FAILED))
+    let end = Instant::now() + LISTENS;
+    loop {
+        match say(container.dir(), wish) {
+            Ok(()) => return Ok(()),
+            // It went meanwhile.
+            Err(_) if !container.is_held().unwrap_or(false) => return Ok(()),
+            // It has the lock and does not listen yet.
+            Err(_) if Instant::now() < end => std::thread::sleep(PAUSE),
+            Err(error) => return Err(unheard(container, &error)),
         }
     }
+}
+
+fn unheard(container: &Container, error: &std::io::Error) -> Complaint {
+    let name = &container.record().name;
+    let complaint = Complaint::caused(error, Some("try again, or kill its supervisor"));
+    let complaint = complaint.about(format!("the supervisor of container {name}"));
+    complaint.with_exit_code(super::EXIT_FAILED)
 }

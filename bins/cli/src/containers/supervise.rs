@@ -46,9 +46,11 @@ pub(crate) fn supervise(args: &SuperviseArgs) -> Result<u8, Complaint> {
         Ok(ended) => (ended.exit_code(), None),
         Err(complaint) => (complaint.exit_code(), Some(complaint.line())),
     };
-    held.ended(code, why)
-        .map_err(|error| super::complaint(&error))?;
-    outcome.map(|ended| ended.exit_code())
+    let recorded = held.ended(code, why);
+    // Why it failed comes before what else did.
+    let ended = outcome?;
+    recorded.map_err(|error| super::complaint(&error))?;
+    Ok(ended.exit_code())
 }
 
 fn run(held: &mut Supervision) -> Result<Ended, Complaint> {

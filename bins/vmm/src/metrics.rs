@@ -27,8 +27,14 @@ use translations::{Counts, Translations};
 use crate::filter::Filter;
 use crate::whole_lines::WholeLines;
 
-/// Of latencies: they do not add up, so they are told as they are.
-pub(crate) const EXTREMES: [&str; 2] = ["min_us", "max_us"];
+/// Of latencies, and how long something took last: they do not add up, so they are told as they are.
+pub(crate) const EXTREMES: [&str; 5] = [
+    "min_us",
+    "max_us",
+    "init_time_us",
+    "activate_time_us",
+    "config_change_time_us",
+];
 /// The group of times of single requests, which are told as they are as well.
 pub(crate) const LATENCIES: &str = "latencies_us";
 /// Firecracker's.

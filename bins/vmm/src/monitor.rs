@@ -20,8 +20,8 @@ use api::{Answering, Limits, Serve, Server};
 use blueprint::{Blueprint, CpuConfigDraft, Draft, MetricsDraft};
 use hv::Hypervisor;
 use machine::{
-    Ended, Handles, Machine, MetadataService, Moment, Network, Outcome, Outside, Running, Stdio,
-    StopHandle, Tap,
+    BackEnds, Ended, Handles, Machine, MetadataService, Moment, Network, Outcome, Outside, Running,
+    Stdio, StopHandle, Tap,
 };
 use serde_json::{Value, json};
 use translations::Translations;
@@ -91,13 +91,15 @@ pub(crate) fn run(args: &Args, status: &mut Status) -> Result<u8, Failure> {
         path.map(|path| read_draft(args, path)).transpose()
     };
     // A process of one thread can be jailed, and nothing of the machine was opened yet.
-    let mut taps = HashMap::new();
+    let (mut taps, mut back_ends) = (HashMap::new(), BackEnds::new());
     let jailed = args.jail.then(read).transpose()?.flatten();
     if let Some(draft) = &jailed {
         let path = args.config_file.clone().unwrap_or_default();
         let refused = |source| Failure::Config { path, source };
         let blueprint = draft.clone().check().map_err(refused)?;
         taps = machine::open_taps(&blueprint).map_err(|source| Failure::Build { source })?;
+        let reached = machine::connect_back_ends(&blueprint);
+        back_ends = reached.map_err(|source| Failure::Build { source })?;
         jail::enter(&Visible::of(args, draft, &blueprint)?)?.log();
     }
     let filters = Choice::new(args.no_seccomp, args.seccomp_filter.as_deref())?;
@@ -153,7 +155,7 @@ pub(crate) fn run(args: &Args, status: &mut Status) -> Result<u8, Failure> {
                 .clone()
                 .check()
                 .map_err(|source| Failure::Config { path, source })?;
-            let origin = Origin::Boot { taps };
+            let origin = Origin::Boot { taps, back_ends };
             let built = life.start(&blueprint, draft.metrics.as_ref(), origin)?;
             frontend.started(draft, built.running.controller());
             // Not before: a client must not prepare another machine meanwhile.
@@ -194,8 +196,11 @@ struct Started {
 
 /// Where a machine begins.
 enum Origin {
-    /// At its kernel; these TAP devices are open already.
-    Boot { taps: HashMap<String, Tap> },
+    /// At its kernel; these TAP devices are open and these back ends connected to already.
+    Boot {
+        taps: HashMap<String, Tap>,
+        back_ends: BackEnds,
+    },
     /// Where it was when it was saved.
     Snapshot(Box<Loaded>),
 }
@@ -217,9 +222,14 @@ impl Life<'_> {
             let (started, reply, is_load) = match asked {
                 ToMain::Stop => return Ok(None),
                 ToMain::Unusable(why) => return Err(Failure::Load { why }),
-                ToMain::Start { blueprint, reply } => {
+                ToMain::Start {
+                    blueprint,
+                    back_ends,
+                    reply,
+                } => {
                     let boot = Origin::Boot {
                         taps: HashMap::new(),
+                        back_ends,
                     };
                     (self.start(&blueprint, None, boot), reply, false)
                 }
@@ -291,6 +301,7 @@ impl Life<'_> {
                 taps: HashMap::new(),
                 metadata: Some(self.metadata.clone()),
             },
+            back_ends: BackEnds::new(),
         };
         let running = match chosen {
             Chosen::Soft(engine, _) => {
@@ -323,8 +334,9 @@ impl Life<'_> {
         filter: fn() -> std::io::Result<Filter>,
     ) -> Result<Running, Failure> {
         let (machine, paused) = match origin {
-            Origin::Boot { taps } => {
+            Origin::Boot { taps, back_ends } => {
                 outside.network.taps = taps;
+                outside.back_ends = back_ends;
                 (Machine::build(blueprint, engine, outside), false)
             }
             Origin::Snapshot(loaded) => {

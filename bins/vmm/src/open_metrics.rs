@@ -19,10 +19,11 @@ use crate::metrics::{EXTREMES, LATENCIES};
 pub(crate) const MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// Groups of all devices of a kind together, how those of single ones begin, and what says
 /// which one a sample is of.
-const KINDS: [(&str, &str, &str); 3] = [
+const KINDS: [(&str, &str, &str); 4] = [
     ("net", "net_", "interface"),
     ("block", "block_", "drive"),
     ("pmem", "pmem_", "device"),
+    ("vhost_user_block", "vhost_user_block_", "drive"),
 ];
 /// What says how things are and not how often something happened.
 const GAUGES: [&str; 3] = [

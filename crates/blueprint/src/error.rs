@@ -70,11 +70,24 @@ pub enum DraftError {
         /// The drive.
         id: String,
     },
-    /// A back end in another process.
-    #[error("drive {id:?}: vhost-user-blk is not supported: give path_on_host in place of socket")]
-    VhostUser {
+    /// A drive with a back end in another process, and what only a file has.
+    #[error("drive {id:?} has both socket and {field}: its back end decides, leave {field} out")]
+    BesideSocket {
         /// The drive.
         id: String,
+        /// The field that is one too many.
+        field: &'static str,
+    },
+    /// A back end's socket path that does not fit into a socket address.
+    #[error(
+        "drive {id:?}: socket {path:?} is longer than the {most} bytes of a socket address",
+        most = limits::SOCKET_PATH_BYTES_MAX
+    )]
+    BackEndPathLength {
+        /// The drive.
+        id: String,
+        /// The path.
+        path: PathBuf,
     },
     /// A partition's name that would mean something else to the kernel.
     #[error("drive {id:?}: partuuid {asked:?} is not letters, digits and hyphens")]

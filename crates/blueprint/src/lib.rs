@@ -12,7 +12,7 @@ mod json;
 pub mod limits;
 
 pub use checked::{
-    Balloon, Blueprint, Drive, MemoryHotplug, MmdsConfig, NetworkInterface, Pmem, Vsock,
+    Balloon, Blueprint, Drive, MemoryHotplug, MmdsConfig, NetworkInterface, Pmem, Store, Vsock,
 };
 pub use draft::{
     BalloonDraft, BootSourceDraft, CacheType, CpuConfigDraft, Draft, DriveDraft, Engine,

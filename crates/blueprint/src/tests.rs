@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use crate::{Blueprint, Draft, DraftError, Engine};
+use crate::{Blueprint, CacheType, Draft, DraftError, Engine, Store};
 
 const FULL: &str = r#"{
     "boot-source": {
@@ -350,10 +350,6 @@ fn what_firecracker_deprecated_or_does_elsewhere_is_refused_with_the_way_out() {
     );
     assert!(with(r#", "machine-config": {"cpu_template": "None"}"#).is_ok());
     assert_eq!(
-        refusal(r#", "drives": [{"drive_id": "a", "is_root_device": false, "socket": "/s"}]"#),
-        "drive \"a\": vhost-user-blk is not supported: give path_on_host in place of socket"
-    );
-    assert_eq!(
         refusal(r#", "drives": [{"drive_id": "a", "is_root_device": false}]"#),
         "drive \"a\" has no path_on_host"
     );
@@ -362,6 +358,38 @@ fn what_firecracker_deprecated_or_does_elsewhere_is_refused_with_the_way_out() {
         refusal(odd),
         "vcpu_count 3 is odd, with smt it must be 1 or even"
     );
+}
+
+#[test]
+fn a_drive_with_a_back_end_has_nothing_that_only_a_file_has() {
+    let drive = |rest: &str| {
+        let id = r#""drive_id": "a", "is_root_device": true, "socket": "/s""#;
+        format!(r#", "drives": [{{{id}{rest}}}]"#)
+    };
+    let blueprint = with(&drive(r#", "cache_type": "Writeback", "partuuid": "1-2""#)).unwrap();
+    let socket = Store::BackEnd {
+        socket: "/s".into(),
+    };
+    let one = &blueprint.drives()[0];
+    assert_eq!((&one.store, one.cache), (&socket, CacheType::Writeback));
+    assert!(blueprint.cmdline().ends_with(" root=PARTUUID=1-2 rw"));
+    for (field, value) in [
+        ("path_on_host", "\"/d\""),
+        ("is_read_only", "false"),
+        ("rate_limiter", "{}"),
+        ("io_engine", "\"Sync\""),
+    ] {
+        assert_eq!(
+            refusal(&drive(&format!(r#", "{field}": {value}"#))),
+            format!(
+                "drive \"a\" has both socket and {field}: its back end decides, leave {field} out"
+            )
+        );
+    }
+    let empty = refusal(&drive("").replace("/s", ""));
+    assert_eq!(empty, "socket \"\" is empty or holds a NUL byte");
+    let long = refusal(&drive("").replace("/s", &"s".repeat(108)));
+    assert!(long.ends_with("is longer than the 107 bytes of a socket address"));
 }
 
 /// JSON of any shape, with the names that mean something more often than not.

@@ -19,6 +19,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use blueprint::RateLimiter;
 use chipset::NoKeyboard;
@@ -119,12 +120,19 @@ impl Controller {
     /// afterwards.
     ///
     /// # Errors
-    /// [`Error::NotPaused`], [`Error::Saving`], [`Error::SaveDevice`], [`Error::Engine`],
+    /// [`Error::BackEndsInSnapshot`], [`Error::NotPaused`], [`Error::Saving`], [`Error::SaveDevice`], [`Error::Engine`],
     /// [`Error::Gone`].
     pub fn snapshot<T>(
         &self,
         write: impl FnOnce(SavedMachine, &GuestRam) -> T,
     ) -> Result<T, Error> {
+        let back_ends = &self.handles.back_ends;
+        if !back_ends.is_empty() {
+            let ids: Vec<_> = back_ends.iter().map(|(id, _)| format!("{id:?}")).collect();
+            return Err(Error::BackEndsInSnapshot {
+                ids: ids.join(", "),
+            });
+        }
         let whole = self.handles.whole.as_ref().ok_or(Error::Gone)?;
         let _saving = self.control.begin_saving()?;
         let _drives = HeldDrives::new(&self.handles);
@@ -132,12 +140,37 @@ impl Controller {
         Ok(write(saved, &whole.ram))
     }
 
+    /// Asks the process that serves the drive `id` how its disk is now; tells the guest. The device is not locked
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::NoBackEnd`], [`Error::NoDrive`], [`Error::ChangeDrive`].
+    pub fn reread_drive(&self, id: &str) -> Result<(), Error> {
+        let mut back_ends = self.handles.back_ends.iter();
+        let Some((_, drive)) = back_ends.find(|(drive, _)| drive == id) else {
+            let id = id.to_owned();
+            let mut files = self.handles.drives.iter();
+            return Err(match files.any(|(drive, _)| *drive == id) {
+                true => Error::NoBackEnd { id },
+                false => Error::NoDrive { id },
+            });
+        };
+        let since = Instant::now();
+        let session = lock(drive).session();
+        let said = session.config();
+        let changed = lock(drive).update(said, since);
+        changed.map_err(|source| Error::ChangeDrive {
+            id: id.to_owned(),
+            source,
+        })
+    }
+
     /// Puts the file at `path` behind a drive, or another one of the same name, and
     /// replaces the limits that `limiter` names. Returns what is still being done to the file
     /// before: whoever changed a drive may take that away once it is waited for.
     ///
     /// # Errors
-    /// [`Error::NoDrive`], [`Error::ChangeDrive`]: nothing has changed then.
+    /// [`Error::NoDrive`], [`Error::NoFile`], [`Error::ChangeDrive`]: nothing has changed then.
     pub fn update_drive(
         &self,
         id: &str,
@@ -146,7 +179,19 @@ impl Controller {
     ) -> Result<Option<InHand>, Error> {
         let drives = &self.handles.drives;
         let Some((_, drive)) = drives.iter().find(|(drive, _)| drive == id) else {
-            return Err(Error::NoDrive { id: id.into() });
+            let mut back_ends = self.handles.back_ends.iter();
+            let id = id.to_owned();
+            return Err(match (back_ends.any(|(drive, _)| *drive == id), path) {
+                (true, Some(_)) => Error::NoFile {
+                    id,
+                    field: "path_on_host",
+                },
+                (true, None) => Error::NoFile {
+                    id,
+                    field: "rate_limiter",
+                },
+                (false, _) => Error::NoDrive { id },
+            });
         };
         let mut drive = lock(drive);
         if let Some(path) = path {

@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use blueprint::{Blueprint, CacheType, IoEngine};
+use blueprint::{Blueprint, CacheType, IoEngine, Store};
 use bus::IrqLine;
 use chipset::{
     I8042, I8042_FIRST_PORT, I8042_PORTS, PowerEvents, SERIAL_PORTS, SLEEP_PORTS, Serial,
@@ -22,6 +22,7 @@ use virtio::vsock::Vsock;
 use virtio::{EventSource, VirtioDevice};
 
 use crate::Error;
+use crate::back_ends::BackEnds;
 use crate::console::{Console, Sink};
 use crate::control::Control;
 use crate::generation::Generation;
@@ -65,6 +66,7 @@ pub(crate) fn make(
     control: &Arc<Control>,
     stdout: OwnedFd,
     network: Network,
+    mut back_ends: BackEnds,
 ) -> Result<Devices, Error> {
     let ram = &memory.ram.clone();
     if blueprint.track_dirty_pages() {
@@ -109,21 +111,33 @@ pub(crate) fn make(
         .map_err(place_failed)?;
 
     for drive in blueprint.drives() {
-        let access = if drive.read_only {
-            Access::ReadOnly
-        } else {
-            Access::ReadWrite
-        };
         let cache = match drive.cache {
             CacheType::Unsafe => Cache::Unsafe,
             CacheType::Writeback => Cache::Writeback,
+        };
+        let (path, read_only, io_engine, limiter) = match &drive.store {
+            Store::File {
+                path,
+                read_only,
+                io_engine,
+                limiter,
+            } => (path, *read_only, *io_engine, limiter),
+            Store::BackEnd { socket } => {
+                devices.add_back_end(drive, socket, cache, &mut back_ends, ram, interrupts)?;
+                continue;
+            }
+        };
+        let access = if read_only {
+            Access::ReadOnly
+        } else {
+            Access::ReadWrite
         };
         let failed = |source| Error::Drive {
             id: drive.id.clone(),
             source,
         };
-        let block = Block::open(&drive.path, access, cache, limits(&drive.limiter));
-        let block = block.and_then(|block| match drive.io_engine {
+        let block = Block::open(path, access, cache, limits(limiter));
+        let block = block.and_then(|block| match io_engine {
             IoEngine::Sync => Ok(block),
             IoEngine::Async => block.with_rings(),
         });

@@ -133,6 +133,28 @@ pub enum Error {
         /// The id asked for.
         id: String,
     },
+    /// A change of what only a drive with a file has.
+    #[error(
+        "drive {id:?} is served by another process, which decides about {field}: name drive_id only, and it is asked anew"
+    )]
+    NoFile {
+        /// The drive.
+        id: String,
+        /// The field that it does not have.
+        field: &'static str,
+    },
+    /// A change of a drive that changes nothing.
+    #[error("drive {id:?} is a file: give path_on_host, rate_limiter or both")]
+    NoBackEnd {
+        /// The drive.
+        id: String,
+    },
+    /// A snapshot of drives that another process serves.
+    #[error("devices without snapshot support are present: vhost-user drives {ids}")]
+    BackEndsInSnapshot {
+        /// Their names.
+        ids: String,
+    },
     /// A drive whose file could not be changed.
     #[error("failed to change drive {id:?}")]
     ChangeDrive {
@@ -320,6 +342,17 @@ impl Error {
                      kernel.io_uring_disabled, filters of system calls",
                 )
             }
+            Error::Drive { source, .. } | Error::ChangeDrive { source, .. }
+                if matches!(
+                    source,
+                    virtio::Error::ConnectBackEnd { .. }
+                        | virtio::Error::BackEnd { .. }
+                        | virtio::Error::BackEndSilent { .. }
+                        | virtio::Error::BackEndLacks { .. }
+                ) =>
+            {
+                Some("start a vhost-user-blk back end there that serves nobody else, and ask again")
+            }
             Error::ChangeDrive {
                 source: virtio::Error::FilesInUse { .. },
                 ..
@@ -348,6 +381,9 @@ impl Error {
             | Error::Interface { .. }
             | Error::NoInterface { .. }
             | Error::NoDrive { .. }
+            | Error::NoFile { .. }
+            | Error::NoBackEnd { .. }
+            | Error::BackEndsInSnapshot { .. }
             | Error::LoadKernel { .. }
             | Error::LoadInitrd { .. }
             | Error::WriteBootData { .. }
@@ -392,6 +428,9 @@ impl Error {
             | Error::CommandLineLength { .. }
             | Error::Drive { .. }
             | Error::NoDrive { .. }
+            | Error::NoFile { .. }
+            | Error::NoBackEnd { .. }
+            | Error::BackEndsInSnapshot { .. }
             | Error::ChangeDrive { .. }
             | Error::Vsock { .. }
             | Error::Pmem { .. }

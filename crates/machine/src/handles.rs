@@ -8,6 +8,7 @@ use chipset::I8042;
 use virtio::Counted;
 use virtio::balloon::Balloon;
 use virtio::block::Block;
+use virtio::block::vhost_user::VhostUserBlock;
 use virtio::mem::Mem;
 use virtio::net::Net;
 use virtio::pmem::Pmem;
@@ -24,6 +25,8 @@ pub struct Handles {
     pub(crate) keyboard: Option<Arc<Mutex<I8042>>>,
     /// Drives by id, in the guest's order.
     pub drives: Vec<(String, Arc<Mutex<Block>>)>,
+    /// Drives that other processes serve by id, in the guest's order.
+    pub back_ends: Vec<(String, Arc<Mutex<VhostUserBlock>>)>,
     /// Network interfaces by id, in the guest's order.
     pub interfaces: Vec<(String, Arc<Mutex<Net>>)>,
     /// The balloon, if there is one.

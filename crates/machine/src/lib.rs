@@ -13,6 +13,7 @@
 //! exit codes and signals (`vmm`).
 #![forbid(unsafe_code)]
 
+mod back_ends;
 mod boot;
 mod console;
 mod control;
@@ -30,6 +31,7 @@ mod memory_devices;
 mod network;
 mod saved;
 
+pub use back_ends::{BackEnds, connect_back_end, connect_back_ends};
 pub use chipset::{Moment, NoKeyboard};
 pub use control::{Controller, Gone, Outcome, StopHandle};
 pub use error::Error;

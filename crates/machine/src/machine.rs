@@ -19,6 +19,7 @@ use chipset::{BOOT_TIMER_LEN, BootTimer, Moment};
 use hv::{Exit, Hypervisor, Interrupts, Io, Partition, Shared, Vcpu};
 use ram::GuestRam;
 
+use crate::back_ends::BackEnds;
 use crate::control::{Control, Controller, Outcome, StopHandle};
 use crate::devices::Devices;
 use crate::event_loop::EventLoop;
@@ -46,6 +47,8 @@ pub struct Outside {
     pub stdio: Stdio,
     /// For network interfaces.
     pub network: Network,
+    /// For drives that other processes serve: those that were reached already.
+    pub back_ends: BackEnds,
 }
 
 impl From<Stdio> for Outside {
@@ -53,6 +56,7 @@ impl From<Stdio> for Outside {
         Self {
             stdio,
             network: Network::default(),
+            back_ends: BackEnds::default(),
         }
     }
 }
@@ -84,10 +88,15 @@ impl<P: Partition> Machine<P> {
     where
         H: Hypervisor<Partition = P>,
     {
-        let Outside { stdio, network } = outside.into();
+        let Outside {
+            stdio,
+            network,
+            back_ends,
+        } = outside.into();
+        let further = (network, back_ends);
         let memory = Memory::make(blueprint)?;
         let ram = memory.ram.clone();
-        let mut parts = Parts::make(blueprint, hypervisor, memory, stdio.output, network)?;
+        let mut parts = Parts::make(blueprint, hypervisor, memory, stdio.output, further)?;
         let boot_state = boot::load(&ram, blueprint, &parts.devices.slots)?;
         // The others wait for the first to start them.
         if let Some(first) = parts.vcpus.first_mut() {
@@ -113,10 +122,15 @@ impl<P: Partition> Machine<P> {
     where
         H: Hypervisor<Partition = P>,
     {
-        let Outside { stdio, network } = outside.into();
+        let Outside {
+            stdio,
+            network,
+            back_ends,
+        } = outside.into();
+        let further = (network, back_ends);
         let memory = Memory::restore(blueprint, image)?;
         let ram = memory.ram.clone();
-        let mut parts = Parts::make(blueprint, hypervisor, memory, stdio.output, network)?;
+        let mut parts = Parts::make(blueprint, hypervisor, memory, stdio.output, further)?;
         saved.check(&ram, blueprint.vcpus(), &parts.devices)?;
         let refused = |source| Error::RestoreVcpu { source };
         parts.shared.set_state(&saved.shared).map_err(refused)?;
@@ -246,7 +260,7 @@ impl<P: Partition> Parts<P> {
         hypervisor: &H,
         memory: Memory,
         console: OwnedFd,
-        network: Network,
+        (network, back_ends): (Network, BackEnds),
     ) -> Result<Self, Error>
     where
         H: Hypervisor<Partition = P>,
@@ -259,8 +273,15 @@ impl<P: Partition> Parts<P> {
         let control = Arc::new(Control::new()?);
         let interrupts = partition.interrupts();
         let shared = partition.shared();
-        let mut devices =
-            devices::make(blueprint, memory, &interrupts, &control, console, network)?;
+        let mut devices = devices::make(
+            blueprint,
+            memory,
+            &interrupts,
+            &control,
+            console,
+            network,
+            back_ends,
+        )?;
         devices.add_doorbells(&partition)?;
         devices.handles.whole = Some(Arc::new(Whole {
             ram,

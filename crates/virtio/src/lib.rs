@@ -82,6 +82,45 @@ pub enum Error {
         /// How many.
         files: usize,
     },
+    /// Nobody listens on a back end's socket, or it takes no one more now.
+    #[error("failed to connect to the vhost-user back end at {path:?}")]
+    ConnectBackEnd {
+        /// The socket.
+        path: std::path::PathBuf,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+    /// A back end that did not do what it was asked.
+    #[error("the vhost-user back end at {path:?} did not {doing}")]
+    BackEnd {
+        /// The socket.
+        path: std::path::PathBuf,
+        /// What it was asked.
+        doing: &'static str,
+        /// What happened.
+        source: vhost::Error,
+    },
+    /// A back end that did not answer.
+    #[error("the vhost-user back end at {path:?} did not {doing} within {seconds} s")]
+    BackEndSilent {
+        /// The socket.
+        path: std::path::PathBuf,
+        /// What it was asked.
+        doing: &'static str,
+        /// How long it was waited for.
+        seconds: u64,
+    },
+    /// A back end that cannot do what is needed.
+    #[error("the vhost-user back end at {path:?} does not offer {what}")]
+    BackEndLacks {
+        /// The socket.
+        path: std::path::PathBuf,
+        /// What is needed.
+        what: &'static str,
+    },
+    /// A device that no snapshot keeps.
+    #[error("a vhost-user drive is not kept in a snapshot")]
+    NotSaved,
     /// A live process already serves the vsock path.
     #[error("vsock path {path:?} is in use by another process")]
     VsockInUse {

@@ -18,6 +18,10 @@ pub(super) const ANY: &[i64] = &[
     libc::SYS_ppoll,
     libc::SYS_setsockopt,
     libc::SYS_shutdown,
+    // back ends of drives
+    libc::SYS_connect,
+    libc::SYS_sendmsg,
+    libc::SYS_recvmsg,
     // what they name: kernels, drives, logs, metrics
     libc::SYS_open,
     libc::SYS_openat,

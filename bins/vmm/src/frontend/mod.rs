@@ -24,7 +24,7 @@ use std::time::Instant;
 
 use api::{Action, Answer, Refusal, Serve, SnapshotLoad, Stage};
 use blueprint::{Blueprint, Draft};
-use machine::Controller;
+use machine::{BackEnds, Controller};
 use mmds::Metadata;
 use serde_json::{Value, json};
 
@@ -44,6 +44,7 @@ pub(crate) enum ToMain {
     /// Build this machine and start it; say on `reply` how that went.
     Start {
         blueprint: Box<Blueprint>,
+        back_ends: BackEnds,
         reply: Sender<Result<Controller, String>>,
     },
     /// Put this machine together and let it go on; say on `reply` how that went. If it
@@ -128,15 +129,20 @@ impl Frontend {
 
     /// Builds and starts what was prepared.
     fn start(&self, state: &mut State) -> Result<Answer, Refusal> {
-        let State::Preparing(preparing) = &*state else {
+        let State::Preparing(preparing) = state else {
             return Err(too_late());
         };
         let draft = preparing.draft().clone();
         let blueprint = Box::new(preparing.blueprint()?);
+        let back_ends = preparing.take_back_ends();
         let (reply, started) = channel();
         let gone = |_| refuse("the monitor is ending");
         self.main
-            .send(ToMain::Start { blueprint, reply })
+            .send(ToMain::Start {
+                blueprint,
+                back_ends,
+                reply,
+            })
             .map_err(|_| refuse("the monitor is ending"))?;
         let controller = started
             .recv()

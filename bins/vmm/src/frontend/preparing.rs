@@ -7,6 +7,7 @@ use std::path::Path;
 
 use api::{Action, Answer, Refusal};
 use blueprint::{Blueprint, CpuConfigDraft, Draft, LoggerDraft, MachineConfigDraft, MetricsDraft};
+use machine::BackEnds;
 use serde_json::{Value, json};
 
 use crate::frontend::refuse;
@@ -18,6 +19,8 @@ const NO_KERNEL_YET: &str = "/";
 #[derive(Debug, Default)]
 pub(crate) struct Preparing {
     draft: Draft,
+    /// Those that drives name, connected to already.
+    back_ends: BackEnds,
     /// Something that a snapshot brings along was configured.
     touched: bool,
 }
@@ -52,6 +55,11 @@ impl Preparing {
             .map_err(|error| refuse(&crate::failure::chain(&error)))
     }
 
+    /// Connections to back ends, for one start; another one connects anew.
+    pub(super) fn take_back_ends(&mut self) -> BackEnds {
+        std::mem::take(&mut self.back_ends)
+    }
+
     /// A snapshot can be loaded.
     pub(super) fn check_untouched(&self) -> Result<(), Refusal> {
         match self.touched {
@@ -64,6 +72,7 @@ impl Preparing {
 
     pub(super) fn act(&mut self, action: Action) -> Result<Answer, Refusal> {
         let mut next = self.draft.clone();
+        let mut drive = None;
         match action {
             Action::GetVmConfig => return Ok(Answer::Body(vm_config(&self.draft))),
             Action::GetMachineConfig => {
@@ -87,6 +96,7 @@ impl Preparing {
                 if let Some(path) = &asked.path_on_host {
                     disk(path, asked.is_read_only.unwrap_or_default())?;
                 }
+                drive = Some((asked.drive_id.clone(), asked.socket.clone()));
                 put(&mut next.drives, asked, |drive| drive.drive_id.clone());
             }
             Action::PutPmem(asked) => {
@@ -117,6 +127,15 @@ impl Preparing {
         probe
             .check()
             .map_err(|error| refuse(&crate::failure::chain(&error)))?;
+        if let Some((id, socket)) = drive {
+            // Many a back end serves one at a time: the drive that was is let go before.
+            self.back_ends.remove(&id);
+            if let Some(socket) = socket {
+                let connection = machine::connect_back_end(&id, &socket)
+                    .map_err(|error| refuse(&crate::failure::chain(&error)))?;
+                self.back_ends.insert(id, connection);
+            }
+        }
         self.draft = next;
         self.touched = true;
         Ok(Answer::Done)

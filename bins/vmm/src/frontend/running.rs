@@ -1,7 +1,8 @@
 //! Once the machine runs: each request changes it, and the draft that describes it.
 //!
 //! Invariant: no request waits for another, but who resumes a machine for its snapshot, and
-//! who changes a drive's file for what the disk is doing.
+//! who changes a drive's file for what the disk is doing, or has a
+//! drive's back end asked.
 
 use std::sync::Mutex;
 
@@ -76,6 +77,9 @@ impl Running {
             rate_limiter,
         } = asked;
         let (path, limiter) = (path_on_host.as_deref(), rate_limiter.as_ref());
+        if path.is_none() && limiter.is_none() {
+            return done(self.controller.reread_drive(&drive_id));
+        }
         let changing = lock(&self.changing);
         let changed = self.controller.update_drive(&drive_id, path, limiter);
         let in_hand = changed.map_err(|error| refuse(&crate::failure::chain(&error)))?;

@@ -9,8 +9,8 @@
 //! Invariant: entered by a process of one thread. Whatever the host forbids is said and
 //! left out; the rest holds all the same.
 //!
-//! Left to others: TAP devices, which are opened before, as they stay behind in the old
-//! network; filters of system calls (`filter`); a PID namespace, which would need
+//! Left to others: TAP devices and back ends of drives, which are opened before, as they stay
+//! behind in the old network and among its files; filters of system calls (`filter`); a PID namespace, which would need
 //! a second process: this one sees no /proc, and neither Landlock's scope nor the
 //! filters let it send signals; `kombi-jailer` gives one.
 
@@ -19,7 +19,7 @@ mod rules;
 
 use std::path::{Path, PathBuf};
 
-use blueprint::{Blueprint, Draft, Engine};
+use blueprint::{Blueprint, Draft, Engine, Store};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
 use translations::Place;
 
@@ -53,7 +53,13 @@ impl Visible {
         let drives = blueprint
             .drives()
             .iter()
-            .map(|drive| (&drive.path, drive.read_only));
+            .filter_map(|drive| match &drive.store {
+                Store::File {
+                    path, read_only, ..
+                } => Some((path, *read_only)),
+                // It was connected to before.
+                Store::BackEnd { .. } => None,
+            });
         let pmem = blueprint
             .pmem()
             .iter()

@@ -12,7 +12,7 @@ use x86::features::CpuModel;
 
 pub use memory::{Balloon, MemoryHotplug};
 pub use network::{MmdsConfig, NetworkInterface, Vsock};
-pub use storage::{Drive, Pmem};
+pub use storage::{Drive, Pmem, Store};
 
 use crate::draft::{
     CpuConfigDraft, Draft, Engine, HugePages, RateLimiter, StaticCpuTemplate, TokenBucket,

@@ -6,26 +6,42 @@ use std::path::PathBuf;
 use crate::DraftError;
 use crate::checked::{check_id, check_path};
 use crate::draft::{CacheType, DriveDraft, IoEngine, PmemDraft, RateLimiter};
+use crate::limits;
 
 /// One block device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Drive {
     /// Its name.
     pub id: String,
-    /// A file or block device on the host.
-    pub path: PathBuf,
-    /// Neither guest nor host writes to it.
-    pub read_only: bool,
+    /// Where its data are.
+    pub store: Store,
     /// The guest mounts it, or a partition of it, as `/`.
     pub is_root: bool,
     /// The partition that the guest mounts as `/`.
     pub partuuid: Option<String>,
     /// Whether the guest is offered a cache that it can flush.
     pub cache: CacheType,
-    /// How the host reads and writes.
-    pub io_engine: IoEngine,
-    /// Limits of its traffic.
-    pub limiter: RateLimiter,
+}
+
+/// Where a drive's data are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// In a file or block device on the host.
+    File {
+        /// Its path.
+        path: PathBuf,
+        /// Neither guest nor host writes to it.
+        read_only: bool,
+        /// How the host reads and writes.
+        io_engine: IoEngine,
+        /// Limits of its traffic.
+        limiter: RateLimiter,
+    },
+    /// With another process, which serves it by the vhost-user protocol.
+    BackEnd {
+        /// Its socket.
+        socket: PathBuf,
+    },
 }
 
 /// One persistent memory device.
@@ -71,12 +87,6 @@ pub(super) fn check_drives(asked: Vec<DriveDraft>) -> Result<Vec<Drive>, DraftEr
 
 fn check_drive(asked: DriveDraft) -> Result<Drive, DraftError> {
     let id = check_id("drive_id", asked.drive_id)?;
-    if asked.socket.is_some() {
-        return Err(DraftError::VhostUser { id });
-    }
-    let path = asked
-        .path_on_host
-        .ok_or_else(|| DraftError::DrivePath { id: id.clone() })?;
     if let Some(partuuid) = &asked.partuuid {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
         if partuuid.is_empty() || !partuuid.bytes().all(plain) {
@@ -87,14 +97,39 @@ fn check_drive(asked: DriveDraft) -> Result<Drive, DraftError> {
         }
     }
     Ok(Drive {
-        path: check_path("path_on_host", path)?,
+        store: match asked.socket {
+            None => {
+                let path = asked.path_on_host;
+                let path = path.ok_or_else(|| DraftError::DrivePath { id: id.clone() })?;
+                Store::File {
+                    path: check_path("path_on_host", path)?,
+                    read_only: asked.is_read_only.unwrap_or_default(),
+                    io_engine: asked.io_engine.unwrap_or_default(),
+                    limiter: asked.rate_limiter.unwrap_or_default(),
+                }
+            }
+            Some(socket) => {
+                // What the back end has to say, and what is said of files only.
+                let others = [
+                    ("path_on_host", asked.path_on_host.is_some()),
+                    ("is_read_only", asked.is_read_only.is_some()),
+                    ("rate_limiter", asked.rate_limiter.is_some()),
+                    ("io_engine", asked.io_engine.is_some()),
+                ];
+                if let Some((field, _)) = others.into_iter().find(|(_, given)| *given) {
+                    return Err(DraftError::BesideSocket { id, field });
+                }
+                let socket = check_path("socket", socket)?;
+                if socket.as_os_str().len() > limits::SOCKET_PATH_BYTES_MAX {
+                    return Err(DraftError::BackEndPathLength { id, path: socket });
+                }
+                Store::BackEnd { socket }
+            }
+        },
         id,
-        read_only: asked.is_read_only.unwrap_or_default(),
         is_root: asked.is_root_device,
         partuuid: asked.partuuid,
         cache: asked.cache_type,
-        io_engine: asked.io_engine.unwrap_or_default(),
-        limiter: asked.rate_limiter.unwrap_or_default(),
     })
 }
 
@@ -131,7 +166,14 @@ pub(super) fn check_pmem(
 pub(super) fn root_arguments(drives: &[Drive], pmem: &[Pmem]) -> Option<String> {
     let mode = |read_only| if read_only { "ro" } else { "rw" };
     if let Some(drive) = drives.first().filter(|drive| drive.is_root) {
-        let mode = mode(drive.read_only);
+        // Linux mounts what turns out to be read-only so.
+        let mode = mode(matches!(
+            drive.store,
+            Store::File {
+                read_only: true,
+                ..
+            }
+        ));
         return Some(match &drive.partuuid {
             Some(uuid) => format!("root=PARTUUID={uuid} {mode}"),
             None => format!("root=/dev/vda {mode}"),

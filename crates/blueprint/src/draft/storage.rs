@@ -33,7 +33,8 @@ pub struct DriveDraft {
     /// How the host reads and writes.
     #[serde(default)]
     pub io_engine: Option<IoEngine>,
-    /// A vhost-user-blk back end, in place of all of the above from `is_read_only` on.
+    /// A vhost-user-blk back end, in place of all of the above from `is_read_only` on,
+    /// which are refused beside it.
     #[serde(default)]
     pub socket: Option<PathBuf>,
 }

@@ -231,7 +231,7 @@ fn was_cancelled(error: &io::Error) -> bool {
 }
 
 /// Where `buffers` lie.
-fn pieces(buffers: &mut Buffers<'_>) -> Vec<Piece> {
+pub(super) fn pieces(buffers: &mut Buffers<'_>) -> Vec<Piece> {
     let pieces = buffers.pieces().iter();
     pieces
         .map(|piece| Piece {

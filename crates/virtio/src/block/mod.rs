@@ -9,6 +9,7 @@ mod plan;
 mod rings;
 mod saved;
 mod spec;
+pub mod vhost_user;
 mod worker;
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 /// Bytes per sector, whatever the disk's block size.
 pub(super) const SECTOR: u64 = 512;
 
+/// VIRTIO_BLK_F_SIZE_MAX.
+pub(super) const F_SIZE_MAX: u64 = 1 << 1;
 /// VIRTIO_BLK_F_SEG_MAX: the configuration says how many segments a request has.
 pub(super) const F_SEG_MAX: u64 = 1 << 2;
 /// VIRTIO_BLK_F_RO: the disk is read-only.
@@ -46,6 +48,9 @@ pub(super) struct Header {
 }
 
 impl Header {
+    /// Of a request to flush.
+    pub(super) const FLUSH: [u8; HEADER_LEN] = (4_u128).to_le_bytes();
+
     pub(super) fn parse(bytes: [u8; HEADER_LEN]) -> Self {
         let bits = u128::from_le_bytes(bytes);
         let operation = match bits as u32 {

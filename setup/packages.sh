@@ -9,8 +9,8 @@ declare -A packages=(
     [build]="build-essential cpio xz-utils"
     # images made on the spot
     [demo]="busybox-static mmdebstrap umoci uidmap ca-certificates"
-    # reading back what we write, other tools' images, a registry
-    [test]="erofs-utils skopeo iproute2 docker-registry"
+    # reading back what we write, other tools' images, a registry; qemu-storage-daemon, which serves drives
+    [test]="erofs-utils skopeo iproute2 docker-registry qemu-system-common"
     [bench]="qemu-system-x86 busybox-static cpio gcc libc6-dev skopeo umoci docker-registry"
     # a guest with fio and iperf3, and iperf3's other end
     [bench-devices]="mmdebstrap uidmap erofs-utils iperf3 iproute2 cpio"

@@ -113,6 +113,7 @@ impl Boot {
             output: ours.into(),
         };
         let outside = Outside {
+            back_ends: machine::BackEnds::new(),
             stdio,
             network: Network {
                 taps: Default::default(),

@@ -5,7 +5,7 @@
 //!                                                   asked anew ─▶ configuration
 //! ```
 //!
-//! Invariant: nobody waits for a back end longer than [`PATIENCE`] at a time. Once a question got no answer in time none
+//! Invariant: nobody waits for a back end longer than [`PATIENCE`]: for all that there is to agree on, for one question later. Once a question got no answer in time none
 //! is asked any more: answers could not be told apart.
 //!
 //! Left to others: what is in memory and ring (`shadow`).
@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use vhost::vhost_user::message::{
@@ -31,7 +31,7 @@ use super::shadow::{AVAILABLE_AT, BASE, DESCRIPTORS_AT, RING_SIZE, Shadow, USED_
 use crate::block::spec::Config;
 use crate::{Error, feature};
 
-/// How long a back end may take for what it is asked at once.
+/// How long a back end may take until it works, and for each question after that.
 const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
 
 /// A back end that was reached, and that nothing was said to yet.
@@ -85,6 +85,8 @@ pub struct Session {
     stream: UnixStream,
     front_end: Mutex<Frontend>,
     silent: AtomicBool,
+    /// When it has to work.
+    until: Instant,
 }
 
 impl std::fmt::Debug for Session {
@@ -108,9 +110,10 @@ impl Session {
             stream: ours,
             front_end: Mutex::new(Frontend::from_stream(stream, 1)),
             silent: AtomicBool::new(false),
+            until: Instant::now() + PATIENCE,
         };
         let protocol = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
-        let offered = session.ask("say what it offers", |front_end| {
+        let offered = session.ask("say what it offers", session.until, |front_end| {
             front_end.set_owner()?;
             let offered = front_end.get_features()?;
             let asked = match offered & protocol {
@@ -133,11 +136,11 @@ impl Session {
             return lacks("VHOST_USER_PROTOCOL_F_CONFIG");
         }
         let features = offered & wanted;
-        session.ask("take what was agreed on", |front_end| {
+        session.ask("take what was agreed on", session.until, |front_end| {
             front_end.set_protocol_features(VhostUserProtocolFeatures::CONFIG)?;
             front_end.set_features(features | feature::VERSION_1 | protocol)
         })?;
-        let config = session.config()?;
+        let config = session.config_until(session.until)?;
         Ok((session, Agreed { features, config }))
     }
 
@@ -159,7 +162,7 @@ impl Session {
             avail_ring_addr: BASE + AVAILABLE_AT as u64,
             log_addr: None,
         };
-        self.ask("take its memory and its ring", |front_end| {
+        self.ask("take its memory and its ring", self.until, |front_end| {
             front_end.set_mem_table(&[memory])?;
             front_end.set_vring_num(0, RING_SIZE)?;
             front_end.set_vring_addr(0, &ring)?;
@@ -177,7 +180,11 @@ impl Session {
     /// # Errors
     /// [`Error::BackEnd`], [`Error::BackEndSilent`].
     pub fn config(&self) -> Result<[u8; Config::LEN], Error> {
-        let bytes = self.ask("say how its disk is", |front_end| {
+        self.config_until(Instant::now() + PATIENCE)
+    }
+
+    fn config_until(&self, until: Instant) -> Result<[u8; Config::LEN], Error> {
+        let bytes = self.ask("say how its disk is", until, |front_end| {
             let empty = [0; Config::LEN];
             let flags = VhostUserConfigFlags::WRITABLE;
             let (_, bytes) = front_end.get_config(0, Config::LEN as u32, flags, &empty)?;
@@ -211,6 +218,7 @@ impl Session {
     fn ask<T>(
         &self,
         doing: &'static str,
+        until: Instant,
         talk: impl FnOnce(&mut Frontend) -> vhost::Result<T>,
     ) -> Result<T, Error> {
         let silent = || Error::BackEndSilent {
@@ -231,7 +239,8 @@ impl Session {
             let watch = std::thread::Builder::new()
                 .name("patience".to_owned())
                 .spawn_scoped(scope, move || {
-                    if waiting.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+                    let patience = until.saturating_duration_since(Instant::now());
+                    if waiting.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
                         self.silent.store(true, Ordering::SeqCst);
                         let _ = self.stream.shutdown(Shutdown::Read);
                     }

@@ -59,6 +59,7 @@ enum Verb {
     Ps(containers::ListArgs),
     Logs(containers::LogsArgs),
     /// Make a container as kombi run -d does, without starting it.
+    #[command(override_usage = "kombi create [OPTIONS] IMAGE [COMMAND [ARG...]]")]
     Create(Box<run::RunArgs>),
     Start(containers::StartArgs),
     Restart(containers::RestartArgs),

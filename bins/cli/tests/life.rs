@@ -519,3 +519,49 @@ fn the_background_takes_a_terminal_and_keeps_input_open() {
     house.done(&["rm", "shell"]);
     house.is_empty();
 }
+
+#[test]
+fn an_image_stays_while_a_container_is_made_of_it() {
+    let house = House::new();
+    // As people get one with a name of its own.
+    let folder = house.image.strip_prefix("oci:").expect("a folder");
+    let archive = house.home.path("image.tar");
+    let archive = archive.to_str().expect("utf-8");
+    let packed = std::process::Command::new("skopeo")
+        .args([
+            "copy",
+            "-q",
+            &format!("oci:{folder}"),
+            &format!("oci-archive:{archive}:localhost/box:1"),
+        ])
+        .output()
+        .expect("skopeo is installed");
+    assert!(packed.status.success(), "{}", stderr(&packed));
+    house.done(&["load", "-q", "-i", archive]);
+    house.done(&[
+        "create",
+        "--name",
+        "user",
+        "localhost/box:1",
+        "echo",
+        "still here",
+    ]);
+    refused(
+        &house.call(&["rmi", "localhost/box:1"]),
+        1,
+        &["localhost/box:1", "user", "--force"],
+    );
+    house.done(&["prune", "-a", "-f"]);
+    house.done(&["start", "user"]);
+    assert_eq!(house.done(&["wait", "user"]), "0\n");
+    assert_eq!(house.done(&["logs", "user"]), "still here\n");
+    house.done(&["rmi", "-f", "localhost/box:1"]);
+    let output = house.call(&["start", "user"]);
+    refused(
+        &output,
+        1,
+        &["localhost/box:1", "is gone", "get the image again"],
+    );
+    house.done(&["rm", "user"]);
+    house.is_empty();
+}

@@ -50,6 +50,8 @@ pub(crate) enum ContainerVerb {
     #[command(name = "ls", visible_aliases = ["list", "ps"])]
     List(ListArgs),
     Logs(LogsArgs),
+    /// Make a container as kombi run -d does, without starting it.
+    #[command(override_usage = "kombi container create [OPTIONS] IMAGE [COMMAND [ARG...]]")]
     Create(Box<crate::run::RunArgs>),
     Start(StartArgs),
     Restart(RestartArgs),
@@ -85,6 +87,14 @@ pub(crate) fn all() -> Result<Containers, Complaint> {
     let root = std::path::absolute(root.join("containers"));
     let root = root.map_err(|error| Complaint::caused(&error, Some("set KOMBI_HOME")))?;
     Containers::open(root).map_err(|error| complaint(&error))
+}
+
+/// A container that was made of the image of this digest, the first that is found.
+pub(crate) fn user_of(digest: &str) -> Result<Option<Container>, Complaint> {
+    let here = all()?.all().map_err(|error| failed(&error))?;
+    // Of one that is damaged nobody knows.
+    let mut here = here.into_iter().flatten();
+    Ok(here.find(|container| container.record().image_digest == digest))
 }
 
 /// Does the same to each; goes on after one that fails, prints what was given for one that does not.

@@ -14,7 +14,7 @@ directories that were made ready for rootfs:. All of it can be made or pulled ag
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct PruneArgs {
-    /// Remove images with a name as well: all of them.
+    /// Remove images with a name as well: all that no container is made of.
     #[arg(short, long)]
     all: bool,
 
@@ -26,7 +26,7 @@ pub(crate) struct PruneArgs {
 /// Removes it.
 pub(crate) fn prune(args: &PruneArgs) -> Result<u8, Complaint> {
     let what = match args.all {
-        true => "all images",
+        true => "all images that no container is made of",
         false => "all images without a name",
     };
     if !args.force && !confirmed(what) {
@@ -37,7 +37,9 @@ pub(crate) fn prune(args: &PruneArgs) -> Result<u8, Complaint> {
     let entries = store.entries().map_err(|error| failed(&error))?;
     let mut gone = Vec::new();
     for entry in entries {
-        if args.all || entry.name.is_none() {
+        let target = entry.target.to_string();
+        let unused = crate::containers::user_of(&target)?.is_none();
+        if unused && (args.all || entry.name.is_none()) {
             let id = store.id(&entry.target);
             let id = id.map_or_else(|_| entry.target.to_string(), |id| id.to_string());
             store

@@ -13,7 +13,8 @@ what no other image needs. Machines that run go on.";
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct RemoveArgs {
-    /// Remove an image given by its identifier with all of its names; an image that is not here is no failure.
+    /// Remove an image given by its identifier with all of its names, and one that containers are made of; an image that
+    /// is not here is no failure.
     #[arg(short, long)]
     force: bool,
 
@@ -70,6 +71,18 @@ fn remove_one(store: &Store, given: &str, force: bool) -> Result<Option<String>,
         let complaint = Complaint::new(
             format!("image {given} has {} names", found.names.len()),
             "give one of them, or remove all with --force",
+        );
+        return Err(complaint.with_exit_code(EXIT_FAILED));
+    }
+    let goes = !found.by_name || found.names.len() <= 1;
+    if goes
+        && !force
+        && let Some(user) = crate::containers::user_of(&target.to_string())?
+    {
+        let (name, state) = (&user.record().name, user.state().phase.as_str());
+        let complaint = Complaint::new(
+            format!("image {given} is what container {name} is made of, which is {state}"),
+            "remove the container first, or give --force: it does not start again then",
         );
         return Err(complaint.with_exit_code(EXIT_FAILED));
     }

@@ -4,8 +4,8 @@ use containers::{Container, Phase};
 use image::Store;
 
 use super::detach::launch;
-use super::stop::end;
-use super::{EXIT_FAILED, each, failed, signals};
+use super::stop::{Ending, end};
+use super::{EXIT_FAILED, each, failed};
 use crate::complaint::Complaint;
 
 const AFTER_HELP: &str = "\
@@ -28,19 +28,8 @@ pub(crate) fn start(args: &StartArgs) -> Result<u8, Complaint> {
 /// Stop containers, and start them again.
 #[derive(Debug, clap::Args)]
 pub(crate) struct RestartArgs {
-    /// Seconds until the machine is ended; -1 waits for ever [default: as it was started, or 10].
-    #[arg(
-        short,
-        long,
-        visible_alias = "timeout",
-        value_name = "SECONDS",
-        allow_negative_numbers = true
-    )]
-    time: Option<i64>,
-
-    /// Signal that asks it to end [default: as it was started].
-    #[arg(short, long, value_name = "SIGNAL", value_parser = signals::number)]
-    signal: Option<u8>,
+    #[command(flatten)]
+    ending: Ending,
 
     /// Which: names, or the first digits of identifiers.
     #[arg(value_name = "CONTAINER", required = true)]
@@ -50,7 +39,7 @@ pub(crate) struct RestartArgs {
 /// Restarts them; goes on after one that fails.
 pub(crate) fn restart(args: &RestartArgs) -> Result<u8, Complaint> {
     each(&args.containers, |_, container| {
-        end(&container, args.signal, args.time)?;
+        end(&container, &args.ending)?;
         begin(&container)
     })
 }

@@ -18,10 +18,9 @@ const AFTERWARDS: Duration = Duration::from_secs(20);
 const STOP_AFTER_HELP: &str = "\
 Asks the command to end by its stop signal, and ends the machine when it did not in time.";
 
-/// Stop containers.
+/// How a container is asked to end.
 #[derive(Debug, clap::Args)]
-#[command(after_help = STOP_AFTER_HELP)]
-pub(crate) struct StopArgs {
+pub(crate) struct Ending {
     /// Seconds until the machine is ended; -1 waits for ever [default: as it was started, or 10].
     #[arg(
         short,
@@ -35,6 +34,14 @@ pub(crate) struct StopArgs {
     /// Signal that asks it to end [default: as it was started].
     #[arg(short, long, value_name = "SIGNAL", value_parser = signals::number)]
     signal: Option<u8>,
+}
+
+/// Stop containers.
+#[derive(Debug, clap::Args)]
+#[command(after_help = STOP_AFTER_HELP)]
+pub(crate) struct StopArgs {
+    #[command(flatten)]
+    ending: Ending,
 
     /// Which: names, or the first digits of identifiers.
     #[arg(value_name = "CONTAINER", required = true)]
@@ -44,7 +51,7 @@ pub(crate) struct StopArgs {
 /// Stops them; goes on after one that fails.
 pub(crate) fn stop(args: &StopArgs) -> Result<u8, Complaint> {
     each(&args.containers, |_, container| {
-        end(&container, args.signal, args.time)
+        end(&container, &args.ending)
     })
 }
 
@@ -78,16 +85,12 @@ pub(crate) fn kill(args: &KillArgs) -> Result<u8, Complaint> {
     })
 }
 
-/// Asks a container to end, and ends it when it did not within so many seconds, fewer than none being for ever.
-pub(crate) fn end(
-    container: &Container,
-    signal: Option<u8>,
-    seconds: Option<i64>,
-) -> Result<(), Complaint> {
+/// Asks a container to end, and ends it when it did not in time.
+pub(crate) fn end(container: &Container, ending: &Ending) -> Result<(), Complaint> {
     let usual = i64::from(container.record().stop_timeout_seconds);
-    let patience = u64::try_from(seconds.unwrap_or(usual));
+    let patience = u64::try_from(ending.time.unwrap_or(usual));
     let patience = patience.ok().map(Duration::from_secs);
-    let signal = signal.unwrap_or(container.record().stop_signal);
+    let signal = ending.signal.unwrap_or(container.record().stop_signal);
     // It runs, or it is about to.
     if !container.is_held().map_err(|error| failed(&error))? {
         return Ok(());
